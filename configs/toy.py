@@ -1,0 +1,40 @@
+"""Any method on a tiny random model, in about a minute: --config=configs/toy.py:dpo
+
+Methods that learn from rewards sample answers and are scored by how much of each is
+the asked letter; methods that learn from stored answers get pairs, labels or
+demonstrations of the same.
+"""
+
+from ml_collections import config_dict
+
+from jaxrl_llm.default_config import adam, default_config
+
+# Which stored completions a method learns from; the others sample their own.
+KINDS = {
+  'sft': 'demonstrations',
+  'kto': 'labels',
+  'dpo': 'pairs',
+  'ipo': 'pairs',
+  'simpo': 'pairs',
+  'orpo': 'pairs',
+  'bradley_terry': 'pairs',
+}
+
+
+def get_config(method: str = 'grpo') -> config_dict.ConfigDict:
+  c = default_config(f'toy_{method}', method)
+  c.model.name = 'tiny'
+  c.steps = 60
+  c.optimizer = {r: adam(3e-3) for r in ('policy', 'critic', 'reward')}
+  c.evaluation = dict(every=20, batch=16)
+  c.source = dict(prompts=16, max_prompt=16, max_length=6)
+  if 'max_length' in c.method:
+    c.method.max_length = c.source.max_length
+  if method in KINDS:
+    c.source.name = 'dataset'
+    c.data = dict(name='letters', kind=KINDS[method], size=256, test_size=64, seed=0)
+    return c
+  c.source.update(name='on_policy', group=8, temperature=1.0)
+  c.task = dict(name='letters', alphabet='abcd', length=3, test_size=16, seed=0)
+  c.rewards = dict(letter=dict(name='checker', binary=False, weight=1.0))
+  return c

@@ -1,0 +1,52 @@
+"""Samples from a run: python experiments/generate.py WORKDIR --prompt='2 + 3 ='"""
+
+import argparse
+import sys
+
+import jax
+import numpy as np
+
+from jaxrl_llm import restored
+from jaxrl_llm.models import pretrained
+from jaxrl_llm.rollout.sampler import make_sampler
+from jaxrl_llm.types import InputError
+
+
+def main(argv: list[str]) -> None:
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument('workdir')
+  parser.add_argument('--prompt', required=True, help='the user message')
+  parser.add_argument('--samples', type=int, default=1)
+  parser.add_argument('--temperature', type=float, default=0.0, help='0 is greedy')
+  parser.add_argument('--max_length', type=int, default=64, help='tokens')
+  parser.add_argument('--seed', type=int, default=0)
+  args = parser.parse_args(argv)
+  policy = restored.policy(args.workdir)
+  tokenizer = policy.tokenizer
+  ids = pretrained.encode_chat(tokenizer, [{'role': 'user', 'content': args.prompt}])
+  if (need := len(ids) + args.max_length) > policy.decoder.config.max_positions:
+    raise InputError(
+      f'Prompt and completion need {need} positions; the model has '
+      f'{policy.decoder.config.max_positions}. Shorten one of them.'
+    )
+  sample = make_sampler(
+    policy.decoder,
+    group=args.samples,
+    max_length=args.max_length,
+    stop_ids=pretrained.stop_ids(tokenizer),
+  )
+  arrays = [[ids], [len(ids)], [0]]
+  prompt = (np.array(x, np.int32) for x in arrays)
+  warmth = np.array([args.temperature], np.float32)
+  rollout = jax.device_get(
+    sample(policy.params, *prompt, warmth, jax.random.key(args.seed), np.int32(0))
+  )
+  for row, length in zip(rollout.tokens[0], rollout.length[0]):
+    print(tokenizer.decode(row[:length], skip_special_tokens=True))
+
+
+if __name__ == '__main__':
+  try:
+    main(sys.argv[1:])
+  except InputError as error:
+    sys.exit(f'error: {error}')

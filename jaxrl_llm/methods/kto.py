@@ -1,0 +1,75 @@
+"""KTO (Ethayarajh et al., 2024), https://arxiv.org/abs/2402.01306.
+
+  rho = sum_t log(pi / ref),  z0 = max(0, mean of rho over mismatched rows), detached
+  loss = E_row[ lam (1 - sigmoid(sign(reward) beta (rho - z0))) ]
+
+`reward` is +1 for a desirable completion and -1 for an undesirable one. A mismatched
+row is the completion of another prompt after this one's; z0 is their mean over the
+whole minibatch, held above zero after averaging. `baseline='batch'` takes the matched
+rows instead.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from jaxrl_llm.ops import metrics, sequences
+from jaxrl_llm.types import InputError, Method
+
+
+def kto(
+  *,
+  beta: float = 0.1,
+  desirable: float = 1.0,
+  undesirable: float = 1.0,
+  baseline: str = 'mismatched',
+) -> Method:
+  """`desirable` and `undesirable` weigh the two classes."""
+  if baseline not in ('mismatched', 'batch'):
+    raise InputError(f"kto: baseline is 'mismatched' or 'batch', not {baseline!r}.")
+  mismatched = baseline == 'mismatched'
+
+  def prepare(state, batch):
+    return state, batch.replace(aux=mismatch(batch)) if mismatched else batch
+
+  def measure(out, batch):
+    out, rows = (out.aux, batch.aux) if mismatched else (out, batch)
+    rho = sequences.seq_sum(out.logp - out.ref_logp, rows.mask)
+    z0 = jnp.maximum(jnp.sum(rows.seq_weight * rho), 0.0)
+    return batch.replace(extra=batch.extra | {'z0': jnp.full(len(rho), z0)})
+
+  def loss(out, batch):
+    z0 = batch.extra['z0'][:, None]
+    rho = sequences.seq_sum(out.logp - batch.ref_logp, batch.mask)
+    value = jax.nn.sigmoid(jnp.sign(batch.reward) * beta * (rho - z0))
+    lam = jnp.where(batch.reward > 0, desirable, undesirable)
+    w = batch.seq_weight
+    return jnp.sum(w * lam * (1 - value)), {
+      'value_kto': metrics.mean(value, w),
+      'z0': metrics.mean(batch.extra['z0'], w.sum(1)),
+    }
+
+  sensors = ('aux/logp', 'aux/ref_logp') if mismatched else ('logp', 'ref_logp')
+  return Method(
+    loss, ('logp', 'ref_logp'), prepare, measure=measure, measure_needs=sensors
+  )
+
+
+def mismatch(batch):
+  """Each prompt with the next one's completions, in the order of `prompt_id`."""
+  if batch.prompts.shape[0] < 2:
+    raise InputError(
+      'kto: mismatched rows need at least two prompts in a batch. Enlarge the batch or '
+      "set config.method.baseline='batch'."
+    )
+  order = jnp.argsort(batch.prompt_id)
+  other = jnp.zeros_like(order).at[order].set(jnp.roll(order, -1))
+  rows = jax.tree.map(lambda x: x[other], batch)
+  return batch.replace(
+    completions=rows.completions,
+    length=rows.length,
+    mask=rows.mask,
+    valid=rows.valid,
+    temperature=rows.temperature,
+    old_logp=None,
+    ref_logp=None,
+  )

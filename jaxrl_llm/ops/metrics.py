@@ -1,0 +1,38 @@
+"""Metrics as (sum, weight) pairs, so that pieces add up to the whole exactly."""
+
+import jax
+import jax.numpy as jnp
+
+from jaxrl_llm.types import Array, Metrics
+
+
+def mean(x: Array, weight: Array) -> tuple[Array, Array]:
+  """The weighted mean of x, as a pair. `weight` has the shape of x."""
+  return jnp.sum(x * weight), jnp.sum(weight)
+
+
+def is_max(name: str) -> bool:
+  """Whether a metric reduces by max; its value is then a scalar, not a pair."""
+  return name.startswith('max/')
+
+
+def add(a: Metrics, b: Metrics) -> Metrics:
+  """Two pieces' metrics as one."""
+  return {
+    k: jnp.maximum(a[k], b[k]) if is_max(k) else (a[k][0] + b[k][0], a[k][1] + b[k][1])
+    for k in a
+  }
+
+
+def reduce(stacked: Metrics) -> Metrics:
+  """Metrics stacked on a leading axis as one."""
+  return {
+    k: x.max(0) if is_max(k) else jax.tree.map(lambda y: y.sum(0), x)
+    for k, x in stacked.items()
+  }
+
+
+def finish(metrics: Metrics) -> dict[str, Array]:
+  """Pairs to numbers; a metric of no weight is 0."""
+  ratio = lambda total, weight: total / jnp.where(weight == 0, 1.0, weight)
+  return {k: x if is_max(k) else ratio(*x) for k, x in metrics.items()}

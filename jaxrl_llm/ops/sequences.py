@@ -1,0 +1,42 @@
+"""From tokens to completions, and from completions to pairs."""
+
+import jax.numpy as jnp
+
+from jaxrl_llm.types import BG, BGT, Array
+
+
+def seq_sum(x: BGT, mask: BGT) -> BG:
+  """Sum over the completion."""
+  return (x * mask).sum(-1)
+
+
+def seq_mean(x: BGT, mask: BGT) -> BG:
+  """Mean over the completion; 0 for an empty one."""
+  return seq_sum(x, mask) / jnp.maximum(mask.sum(-1), 1.0)
+
+
+def margin(x: BG) -> Array:
+  """Chosen minus rejected: [B, 2] to [B]."""
+  return x[:, 0] - x[:, 1]
+
+
+def at_last(x: BG, mask: BGT) -> BGT:
+  """Puts a number per completion on its last chosen token, zeros elsewhere."""
+  remaining = jnp.cumsum(mask[..., ::-1], -1)[..., ::-1]
+  return jnp.where((mask > 0) & (remaining == 1), x[..., None], 0.0)
+
+
+def log_odds(logp: Array) -> Array:
+  """log(p / (1 - p)) from log p, stable for p near 0 and near 1.
+
+  log(1 - e^a) is log(-expm1(a)) above a = -log 2 and log1p(-e^a) below; `logp` is held
+  at -1e-6 or less.
+  """
+  a = jnp.minimum(logp, -1e-6)
+  near = a > -jnp.log(2.0)
+  log1mexp = jnp.where(
+    near,
+    jnp.log(-jnp.expm1(jnp.where(near, a, -1.0))),
+    jnp.log1p(-jnp.exp(jnp.where(near, -1.0, a))),
+  )
+  return a - log1mexp

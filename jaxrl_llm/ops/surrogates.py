@@ -1,0 +1,24 @@
+"""Importance-weighted policy objectives, to be *maximised*."""
+
+import jax.numpy as jnp
+
+from jaxrl_llm.ops import kl
+from jaxrl_llm.types import BGT, Array
+
+
+def ratio(logp: Array, old_logp: Array) -> Array:
+  """pi / pi_old, its logarithm held within +-20 nats."""
+  return jnp.exp(kl.log_ratio(logp, old_logp))
+
+
+def clipped(ratio: Array, advantage: Array, *, low: float, high: float) -> Array:
+  """PPO's pessimistic bound: min(r A, clip(r, 1 - low, 1 + high) A)."""
+  bounded = jnp.clip(ratio, 1.0 - low, 1.0 + high)
+  return jnp.minimum(ratio * advantage, bounded * advantage)
+
+
+def clip_fraction(ratio: Array, advantage: Array, *, low: float, high: float) -> BGT:
+  """1.0 where the clip removes the gradient."""
+  up = (advantage > 0) & (ratio > 1.0 + high)
+  down = (advantage < 0) & (ratio < 1.0 - low)
+  return (up | down).astype(ratio.dtype)

@@ -1,0 +1,19 @@
+"""What a reward sees, and what it is."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from jaxrl_llm.tasks.records import Record
+
+
+class Sample(NamedTuple):
+  """One completion of one prompt."""
+
+  prompt: str  # As the model read it, chat template included.
+  completion: str  # Decoded, without the stop token.
+  tokens: int  # Length of the completion in tokens, the stop token included.
+  truncated: bool  # True where it ended for want of room.
+  record: Record
+
+
+Reward = Callable[[Sample], float]

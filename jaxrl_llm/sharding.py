@@ -1,0 +1,88 @@
+"""Where arrays live. The only file that knows there is more than one device."""
+
+import math
+import re
+
+import jax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+AXES = ('data', 'fsdp', 'tensor')
+BATCH = ('data', 'fsdp')  # The axes over which prompts are split.
+
+# First match over a leaf's path wins. Axes are those of the leaf; L is never split.
+RULES = (
+  (r'.*/layers/(q|k|v|gate|up)', (None, 'fsdp', 'tensor')),
+  (r'.*/layers/(o|down)', (None, 'tensor', 'fsdp')),
+  (r'.*/embed', ('tensor', 'fsdp')),
+  (r'.*/head', ('fsdp', 'tensor')),
+  (r'.*', ()),
+)
+
+
+def make_mesh(*, data: int = 1, fsdp: int = -1, tensor: int = 1, devices=None) -> Mesh:
+  """A mesh over all devices; one axis may be -1, which takes what is left."""
+  devices = jax.devices() if devices is None else devices
+  shape = [data, fsdp, tensor]
+  if -1 in shape:
+    rest = math.prod(n for n in shape if n != -1)
+    shape[shape.index(-1)] = len(devices) // rest
+  auto = (jax.sharding.AxisType.Auto,) * len(AXES)
+  return jax.make_mesh(shape, AXES, axis_types=auto, devices=devices)
+
+
+def path_name(path) -> str:
+  """A key path as 'params/policy/embed'."""
+  return '/'.join(re.sub(r"[\[\]'.]", '', str(k)) for k in path)
+
+
+def matches(pattern: str, path) -> bool:
+  """Whether a key path's name contains a match of `pattern`."""
+  return re.search(pattern, path_name(path)) is not None
+
+
+def state_sharding(state, mesh: Mesh, rules=RULES):
+  """A sharding for every leaf of a state, from `rules` over its path."""
+
+  def one(path, x):
+    name = path_name(path)
+    spec = next(spec for pattern, spec in rules if re.fullmatch(pattern, name))
+    fits = [
+      axis if axis and size % mesh.shape[axis] == 0 else None
+      for axis, size in zip(spec, x.shape)
+    ]
+    return NamedSharding(mesh, P(*fits))
+
+  return jax.tree_util.tree_map_with_path(one, state)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+  """Prompts split over the data and fsdp axes."""
+  return NamedSharding(mesh, P(BATCH))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """The whole array on every device."""
+  return NamedSharding(mesh, P())
+
+
+def constrain(mesh: Mesh):
+  """Returns `f(batch) -> batch`, which keeps every array split over prompts."""
+  rows = batch_sharding(mesh)
+  return lambda batch: jax.lax.with_sharding_constraint(batch, rows)
+
+
+def put_batch(batch, mesh: Mesh):
+  """Places a host batch on the devices, split over prompts."""
+  return jax.device_put(batch, batch_sharding(mesh))
+
+
+def compile_step(update_step, state, mesh: Mesh, rules=RULES):
+  """Jits a step: state by `rules` and donated, batches over prompts."""
+  placed = state_sharding(state, mesh, rules)
+  return jax.jit(
+    update_step,
+    in_shardings=(placed, batch_sharding(mesh)),
+    out_shardings=(placed, replicated(mesh)),
+    donate_argnums=0,
+  )

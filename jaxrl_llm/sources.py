@@ -1,0 +1,211 @@
+"""Where batches come from: (state, step) -> Drawn.
+
+A source is a function of the state and the step alone. It keeps nothing between calls,
+so a resumed run sees what an uninterrupted one would have seen.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from jaxrl_llm import types
+from jaxrl_llm.rewards.combine import Scorer
+from jaxrl_llm.rewards.sample import Sample
+from jaxrl_llm.tasks.records import Record
+from jaxrl_llm.types import Batch, InputError, Rollout, State
+
+
+class Drawn(NamedTuple):
+  """A batch, what it cost, and what it looks like to a person."""
+
+  batch: Batch
+  metrics: dict[str, float]
+  samples: list[dict]  # Rows of log.sample_table.
+
+
+Source = Callable[[State, int], Drawn]
+
+
+class Text(NamedTuple):
+  """Between text and token ids."""
+
+  encode: Callable[[list[dict]], list[int]]  # Chat messages, ready for an answer.
+  decode: Callable[[Sequence[int]], str]
+  max_prompt: int  # Tokens; a longer prompt is an error, never cut.
+
+
+def on_policy(
+  *,
+  sample,
+  text: Text,
+  record: Callable[[int], Record],
+  reward: Scorer,
+  prompts: int,
+  temperature: float,
+  place=lambda x: x,
+) -> Source:
+  """Fresh completions of the current policy, scored.
+
+  Args:
+    sample: see rollout.sampler.make_sampler.
+    text: tokenizer functions.
+    record: index to training record; step i takes indices i * prompts and on.
+    reward: see rewards.combine.weighted.
+    prompts: groups per batch.
+    temperature: of the sampling, and so of the policy that is trained.
+    place: puts prompt arrays on the devices.
+  """
+
+  def source(state: State, step: int) -> Drawn:
+    start = time.perf_counter()
+    records = [record(i) for i in range(step * prompts, (step + 1) * prompts)]
+    tokens, length = pad([text.encode(r.messages) for r in records], text.max_prompt)
+    ids = np.arange(step * prompts, (step + 1) * prompts, dtype=np.int32)
+    warmth = np.full(prompts, temperature, np.float32)
+    key = jax.random.fold_in(state.key, step)
+    arrays = place((tokens, length, ids, warmth))
+    rollout = jax.device_get(
+      sample(state.params['policy'], *arrays, key, np.int32(step))
+    )
+    sampled = time.perf_counter()
+    rows = to_samples(rollout, records, text)
+    total, parts = reward(rows)
+    batch = to_batch(tokens, length, rollout, total)
+    seconds = {
+      'seconds/rollout': sampled - start,
+      'seconds/reward': time.perf_counter() - sampled,
+    }
+    shown = [table_row(r, total[i], parts, i) for i, r in enumerate(rows)]
+    return Drawn(batch, describe(batch, parts) | seconds, shown)
+
+  return source
+
+
+def until_mixed(source: Source, *, prompts: int, limit: int) -> Source:
+  """DAPO's dynamic sampling: draws until `prompts` groups have mixed rewards.
+
+  Groups whose rewards are all equal teach nothing and are thrown away; what they cost
+  is in 'rollouts'. After `limit` draws the batch is filled up with tied groups, which
+  have zero advantage. Draw a of step s is step s * limit + a of `source`.
+  """
+
+  def mixed(state: State, step: int) -> Drawn:
+    kept, spare, drawn = [], [], []
+    while len(kept) < prompts and len(drawn) < limit:
+      drawn.append(source(state, step * limit + len(drawn)))
+      b = drawn[-1].batch
+      for i, tie in enumerate(np.ptp(b.reward, axis=1) == 0):
+        (spare if tie else kept).append((len(drawn) - 1, i))
+    chosen = (kept + spare)[:prompts]
+    batch = jax.tree.map(
+      lambda *xs: np.stack([xs[d][i] for d, i in chosen]), *[d.batch for d in drawn]
+    )
+    total = lambda name: sum(d.metrics[name] for d in drawn)
+    metrics = {k: total(k) / len(drawn) for k in drawn[0].metrics} | {
+      k: total(k) for k in ('rollouts', 'tokens', 'seconds/rollout', 'seconds/reward')
+    }
+    return Drawn(batch, metrics, drawn[-1].samples)
+
+  return mixed
+
+
+def dataset(*, rows: Batch, prompts: int, seed: int) -> Source:
+  """Batches of stored rows (pairs, labels, demonstrations), shuffled anew each epoch.
+
+  Args:
+    rows: every row, on the host, leading axis N.
+    prompts: rows per batch; the last N % prompts of an epoch's order open the next.
+    seed: of the order, which is a function of (seed, epoch).
+  """
+  n = rows.prompts.shape[0]
+  if n < prompts:
+    raise InputError(
+      f'The data set has {n} rows and a batch takes {prompts}. Add rows or lower '
+      'config.source.prompts.'
+    )
+
+  def source(state: State, step: int) -> Drawn:
+    places = range(step * prompts, (step + 1) * prompts)
+    orders = {e: order(seed, e, n) for e in {p // n for p in places}}
+    index = np.array([orders[p // n][p % n] for p in places])
+    batch = jax.tree.map(lambda x: x[index], rows)
+    metrics = {'tokens': float(batch.length.sum()), 'epoch': step * prompts / n}
+    return Drawn(batch, metrics, [])
+
+  return source
+
+
+def order(seed: int, epoch: int, n: int) -> np.ndarray:
+  """A permutation of n, from (seed, epoch) alone."""
+  return np.random.default_rng((seed, epoch)).permutation(n)
+
+
+def pad(rows: Sequence[Sequence[int]], width: int) -> tuple[np.ndarray, np.ndarray]:
+  """Token lists to ([N, width] int32 right-padded with 0, lengths [N])."""
+  length = np.array([len(r) for r in rows], np.int32)
+  if (long := int(length.max())) > width:
+    raise InputError(
+      f'A prompt of {long} tokens does not fit in {width}. Raise '
+      f'config.source.max_prompt to {long} or shorten the prompts.'
+    )
+  if not length.all():
+    raise InputError(f'Prompt {int(np.argmin(length))} of the batch has no tokens.')
+  tokens = np.zeros((len(rows), width), np.int32)
+  for i, row in enumerate(rows):
+    tokens[i, : len(row)] = row
+  return tokens, length
+
+
+def to_samples(rollout: Rollout, records: Sequence[Record], text: Text) -> list[Sample]:
+  """One `Sample` per completion, prompt by prompt."""
+  return [
+    Sample(
+      prompt=record.messages[-1]['content'],
+      completion=text.decode(rollout.tokens[b, g, : rollout.length[b, g]]),
+      tokens=int(rollout.length[b, g]),
+      truncated=not rollout.stop_reason[b, g],
+      record=record,
+    )
+    for b, record in enumerate(records)
+    for g in range(rollout.tokens.shape[1])
+  ]
+
+
+def to_batch(prompts, prompt_length, rollout: Rollout, reward: np.ndarray) -> Batch:
+  """The sampled ids themselves, never re-encoded text, as a batch."""
+  batch = types.make_batch(prompts, prompt_length, rollout.tokens, rollout.length)
+  return batch.replace(
+    prompt_id=rollout.prompt_id,
+    truncated=(rollout.stop_reason == 0).astype(np.float32),
+    temperature=rollout.temperature,
+    behavior_logp=rollout.behavior_logp,
+    reward=reward.reshape(rollout.length.shape).astype(np.float32),
+  )
+
+
+def describe(batch: Batch, parts: dict[str, np.ndarray]) -> dict[str, float]:
+  """What a scored batch says of itself."""
+  means = {f'reward/{name}': float(x.mean()) for name, x in parts.items()}
+  return means | {
+    'reward': float(batch.reward.mean()),
+    'reward_std': float(batch.reward.std(1).mean()),
+    'groups_tied': float((np.ptp(batch.reward, axis=1) == 0).mean()),
+    'length': float(batch.length.mean()),
+    'truncated': float(batch.truncated.mean()),
+    'tokens': float(batch.length.sum()),
+    'rollouts': float(batch.length.size),
+  }
+
+
+def table_row(sample: Sample, reward: float, parts, i: int) -> dict:
+  """A row of log.sample_table."""
+  scores = {name: float(x[i]) for name, x in parts.items()}
+  return {
+    'prompt': sample.prompt,
+    'completion': sample.completion,
+    'reward': float(reward),
+    **scores,
+  }

@@ -1,0 +1,221 @@
+"""The one place where gradients are taken and parameters move."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxrl_llm import types
+from jaxrl_llm.forward import OBSERVED, Forward
+from jaxrl_llm.ops import metrics as metrics_lib
+from jaxrl_llm.ops import weights
+from jaxrl_llm.types import Batch, Method, Metrics, Outputs, State
+
+# Per-token fields: masked slots are replaced by 0 before any method sees them.
+PER_TOKEN = ('behavior_logp', 'old_logp', 'ref_logp', 'old_value')
+SENSED = ('logp', 'entropy', 'value', 'ref_logp')
+
+
+def make_update_step(
+  forward: Forward,
+  tx: optax.GradientTransformation,
+  method: Method,
+  *,
+  epochs: int = 1,
+  minibatches: int = 1,
+  microbatches: int = 1,
+  constrain=lambda batch: batch,
+):
+  """Returns the pure `update_step(state, batch) -> (state, metrics)`.
+
+  Args:
+    forward: see forward.make_forward.
+    tx: an optax transformation over `state.params`.
+    method: the paper.
+    epochs: passes over the batch.
+    minibatches: optimizer updates per pass.
+    microbatches: pieces a minibatch's gradient is summed over. Changes memory, never
+      the result.
+    constrain: keeps a batch split over devices (sharding.constrain).
+  """
+  sensors = tuple(n for n in method.needs if n not in OBSERVED)
+  # One strictly on-policy update: the old log-prob is this one, detached.
+  once = epochs == minibatches == 1
+  fresh = [n for n in method.needs if once and OBSERVED.get(n) in sensors]
+  observed = {n for n in method.needs if n in OBSERVED and n not in fresh}
+  observed |= set(method.prepare_needs)
+
+  def loss_fn(params, frozen, batch):
+    out = sense(forward, params, frozen, batch, sensors)
+    for name in fresh:
+      if getattr(batch, name) is None:
+        now = jax.lax.stop_gradient(getattr(out, OBSERVED[name]))
+        batch = batch.replace(**{name: now})
+    loss, metrics = method.loss(out, batch)
+    return loss, metrics | {'loss': (loss, jnp.float32(1.0 / microbatches))}
+
+  def gradient(params, frozen, batch):
+    grad_fn = jax.grad(loss_fn, has_aux=True)
+    pieces = split(batch, microbatches)
+    if microbatches == 1:
+      return grad_fn(params, frozen, batch)
+    # Weighted sums add up, so a scan of sums is the whole story.
+    first = jax.tree.map(lambda x: x[0], pieces)
+    zero = jax.tree.map(
+      lambda x: jnp.zeros(x.shape, x.dtype),
+      jax.eval_shape(grad_fn, params, frozen, first),
+    )
+
+    def add(total, piece):
+      grads, metrics = grad_fn(params, frozen, piece)
+      grads = jax.tree.map(jnp.add, total[0], grads)
+      return (grads, metrics_lib.add(total[1], metrics)), None
+
+    lowest = {k: -jnp.inf * jnp.ones(()) for k in zero[1] if metrics_lib.is_max(k)}
+    return jax.lax.scan(add, (zero[0], zero[1] | lowest), pieces)[0]
+
+  def optimizer_step(state: State, batch: Batch) -> tuple[State, Metrics]:
+    batch = constrain(weigh(batch, method))
+    if method.measure is not None:
+      read = functools.partial(
+        sense, forward, state.params, state.frozen, needs=method.measure_needs
+      )
+      batch = method.measure(in_pieces(read, batch, microbatches), batch)
+    grads, metrics = gradient(state.params, state.frozen, batch)
+    norms = {
+      f'grad_norm/{role}': (optax.tree.norm(g), jnp.float32(1))
+      for role, g in grads.items()
+    }
+    return guarded(tx, state, grads), metrics | norms
+
+  def update_step(state: State, batch: Batch) -> tuple[State, Metrics]:
+    types.check(batch)
+    check_plan(batch, minibatches, microbatches)
+    batch = clean(jax.lax.stop_gradient(batch))
+    batch = observe(forward, state, batch, observed, microbatches)
+    state, batch = method.prepare(state, batch)
+    order, batch = batch.order, batch.replace(order=None)
+
+    def epoch(state, index):
+      shuffled = batch
+      if order is not None:
+        shuffled = jax.tree.map(lambda x: x[order[:, index]], batch)
+      return jax.lax.scan(optimizer_step, state, split(shuffled, minibatches))
+
+    state, metrics = jax.lax.scan(epoch, state, jnp.arange(epochs))
+    metrics = metrics_lib.reduce(metrics_lib.reduce(metrics))
+    metrics = metrics_lib.finish(metrics)
+    state = method.after(state, batch, metrics)
+    state = state.replace(step=state.step + 1)
+    return state, metrics | {'applied': state.applied, 'skipped': state.skipped}
+
+  return update_step
+
+
+def make_measure(forward: Forward, method: Method):
+  """Returns `measure(state, batch) -> metrics`: the loss's metrics, nothing moved."""
+
+  needs = tuple(n for n in method.needs if n not in OBSERVED)
+
+  def measure(state: State, batch: Batch) -> dict:
+    types.check(batch)
+    batch = clean(batch)
+    names = {n for n in (*method.needs, *method.prepare_needs) if n in OBSERVED}
+    batch = observe(forward, state, batch, names)
+    batch = weigh(method.prepare(state, batch)[1], method)
+    read = functools.partial(sense, forward, state.params, state.frozen)
+    if method.measure is not None:
+      batch = method.measure(read(batch, method.measure_needs), batch)
+    loss, metrics = method.loss(read(batch, needs), batch)
+    return metrics_lib.finish(metrics | {'loss': (loss, jnp.float32(1))})
+
+  return measure
+
+
+def sense(forward: Forward, params, frozen, batch: Batch, needs) -> Outputs:
+  """What the networks say, with 0 in every masked slot."""
+  return blank(forward(params, frozen, batch, needs), batch, SENSED)
+
+
+def observe(forward: Forward, state: State, batch: Batch, names, pieces=1) -> Batch:
+  """Fills in, without gradient, the once-per-batch fields that are named and empty."""
+  missing = [n for n in sorted(names) if getattr(batch, n) is None]
+  if not missing:
+    return batch
+  sensors = tuple(sorted({OBSERVED[n] for n in missing}))
+  read = functools.partial(sense, forward, state.params, state.frozen, needs=sensors)
+  out = jax.lax.stop_gradient(in_pieces(read, batch, pieces))
+  return batch.replace(**{n: getattr(out, OBSERVED[n]) for n in missing})
+
+
+def clean(batch: Batch) -> Batch:
+  """Invalid rows leave the mask; masked slots of per-token fields become 0."""
+  batch = batch.replace(mask=batch.mask * batch.valid[..., None])
+  if batch.reward is not None:
+    batch = batch.replace(reward=jnp.where(batch.valid > 0, batch.reward, 0.0))
+  if batch.aux is not None:
+    batch = batch.replace(aux=clean(batch.aux))
+  return blank(batch, batch, PER_TOKEN)
+
+
+def blank(tree, batch: Batch, names):
+  """0 x NaN is NaN, in the gradient too: masked slots are replaced, not multiplied."""
+  inside = batch.mask > 0
+  found = {n: x for n in names if (x := getattr(tree, n)) is not None}
+  tree = tree.replace(**{n: jnp.where(inside, x, 0.0) for n, x in found.items()})
+  if isinstance(tree, Outputs) and tree.aux is not None:
+    tree = tree.replace(aux=blank(tree.aux, batch.aux, names))
+  return tree
+
+
+def weigh(batch: Batch, method: Method) -> Batch:
+  """Writes the weights of a minibatch, from its mask alone."""
+  if batch.aux is not None:
+    batch = batch.replace(aux=weigh(batch.aux, method))
+  return batch.replace(
+    weight=(method.aggregate or weights.seq_mean)(batch.mask),
+    seq_weight=weights.seq_weight(batch.mask),
+    prompt_weight=weights.prompt_weight(batch.mask),
+  )
+
+
+def guarded(tx, state: State, grads) -> State:
+  """One optimizer update; a non-finite gradient changes nothing and is counted."""
+
+  def apply(state):
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    return state.replace(params=params, opt_state=opt_state, applied=state.applied + 1)
+
+  finite = jnp.isfinite(optax.tree.norm(grads))
+  skip = lambda state: state.replace(skipped=state.skipped + 1)
+  return jax.lax.cond(finite, apply, skip, state)
+
+
+def split(tree, n: int):
+  """[B, ...] to [n, B / n, ...]: piece i has rows i, i + n, ... Groups stay whole.
+
+  Strided, so that every device keeps its share of each piece.
+  """
+  return jax.tree.map(
+    lambda x: jnp.moveaxis(x.reshape(-1, n, *x.shape[1:]), 1, 0), tree
+  )
+
+
+def in_pieces(fn, batch: Batch, n: int):
+  """`fn(batch)` computed over n pieces in turn; its result has a leading axis B."""
+  if n == 1:
+    return fn(batch)
+  join = lambda x: jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:])
+  return jax.tree.map(join, jax.lax.map(fn, split(batch, n)))
+
+
+def check_plan(batch: Batch, minibatches: int, microbatches: int) -> None:
+  """Refuses a plan that does not divide the prompts."""
+  b = batch.prompts.shape[0]
+  if b % (minibatches * microbatches):
+    raise types.InputError(
+      f'{b} prompts do not divide into {minibatches} minibatches of {microbatches} '
+      'microbatches. Change config.plan or the number of prompts.'
+    )

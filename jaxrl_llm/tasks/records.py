@@ -1,0 +1,83 @@
+"""What a task is: questions to train on, questions held out, and a checker."""
+
+import random
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from jaxrl_llm.types import InputError
+
+
+class Record(NamedTuple):
+  """One question. `id` is unique in its split."""
+
+  id: int
+  messages: list[dict[str, str]]  # role and content, as chat templates take them.
+  answer: str
+  extra: dict[str, Any]  # Whatever else the checker reads.
+
+
+class Task(NamedTuple):
+  """A source of questions and the judge of their answers.
+
+  `train` maps an index (from 0, without end) to a record, always the same one. No
+  question of `test` is a question of `train`. `check` maps a completion's text and its
+  record to a score in [0, 1]; it never raises and its time is bounded.
+  """
+
+  name: str
+  train: Callable[[int], Record]
+  test: tuple[Record, ...]
+  check: Callable[[str, Record], float]
+
+
+Draw = Callable[[random.Random, int], Record]  # (randomness, id) -> record.
+
+
+def chat(question: str, *, system: str = '', suffix: str = '') -> list[dict[str, str]]:
+  """Messages that ask `question + suffix`, after a system message if there is one."""
+  user = {'role': 'user', 'content': question + suffix}
+  return [{'role': 'system', 'content': system}, user] if system else [user]
+
+
+def question(record: Record) -> str:
+  """The text that tells two questions apart: the last message."""
+  return record.messages[-1]['content']
+
+
+def held_out(
+  draw: Draw, *, name: str, seed: int, test_size: int
+) -> tuple[Callable[[int], Record], tuple[Record, ...]]:
+  """Splits a generator: (train, test), with no test question in train.
+
+  Record i of train depends on `seed` and i alone. A draw that hits a test question is
+  drawn again.
+
+  Raises:
+    InputError: `test_size` is below 1, or takes half of the questions or more.
+  """
+  if not isinstance(test_size, int) or test_size < 1:
+    raise InputError(f'{name}: test_size is {test_size!r}; give an integer above 0.')
+  crowded = InputError(
+    f'{name}: test_size {test_size} takes half of the questions this generator has, '
+    'or more; lower test_size or widen the generator.'
+  )
+  rng = random.Random(f'{seed}/test')
+  test: dict[str, Record] = {}
+  for _ in range(20 * test_size):
+    record = draw(rng, len(test))
+    test.setdefault(question(record), record)
+    if len(test) == test_size:
+      break
+
+  def train(index: int) -> Record:
+    rng = random.Random(f'{seed}/train/{int(index)}')
+    for _ in range(1000):
+      record = draw(rng, int(index))
+      if question(record) not in test:
+        return record
+    raise crowded
+
+  probe = [question(draw(rng, 0)) in test for _ in range(30)]
+  if len(test) < test_size or sum(probe) >= 15:
+    raise crowded
+  return train, tuple(test.values())

@@ -1,0 +1,176 @@
+"""The few types every file shares.
+
+Axes, everywhere: B prompts, G completions per prompt, P prompt positions, T completion
+positions, V vocabulary. A rollout group is `[B, G]`; a preference pair is a group of
+two (0 chosen, 1 rejected); a demonstration or an unpaired label is a group of one.
+
+Four log-probabilities, four names, never mixed: `logp` (now, differentiable),
+`old_logp` (at the start of the update), `behavior_logp` (as the sampler reported it),
+`ref_logp` (frozen reference).
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import flax
+import jax
+import numpy as np
+
+Array = jax.Array
+BGT = BG = Array  # An alias names the shape it stands for.
+Params = dict[str, Any]  # One subtree per role: 'policy', 'critic', 'reward', 'ref'.
+Metrics = dict[str, Any]  # name -> (sum, weight); 'max/name' -> value, reduced by max.
+
+
+class InputError(Exception):
+  """A user's mistake. The message names the thing, its place and the remedy."""
+
+
+@flax.struct.dataclass
+class Batch:
+  """What an update sees. Arrays only; `None` where a method has no use for one.
+
+  Prompts and completions are right-padded; attention derives from the lengths, the
+  loss from `mask`. No mask is ever derived from token ids: pad may equal EOS.
+  """
+
+  prompts: Array  # [B, P] int32.
+  prompt_length: Array  # [B] int32, at least 1.
+  completions: BGT  # [B, G, T] int32.
+  length: BG  # int32 tokens, the stop token included.
+  mask: BGT  # float32, 1 where the policy chose the token (the stop token included).
+  prompt_id: Array  # [B] int32.
+  valid: BG  # float32, 1 where the row takes part (not filtered, not failed).
+  truncated: BG  # float32, 1 where the row ended for want of room.
+  temperature: BG  # float32, divides the logits; 1 for data.
+  reward: BG | None = None  # Score, label or rank of each completion.
+  behavior_logp: BGT | None = None  # As reported by the sampler.
+  row_prompt: Array | None = None  # [B, G, P], where a row's prompt is not its group's.
+  row_prompt_length: BG | None = None
+  order: Array | None = None  # [B, epochs] int32: the host's order of prompts.
+  # Filled in by the step, once per batch, without gradient:
+  old_logp: BGT | None = None
+  ref_logp: BGT | None = None
+  old_value: BGT | None = None
+  # Filled in by a method's `prepare`:
+  advantage: Array | None = None  # [B, G, T] or [B, G, 1].
+  target: BGT | None = None  # Value target.
+  # Filled in by the step, once per minibatch (see ops/weights.py):
+  weight: BGT | None = None  # Token weights; a loss is a weighted *sum*.
+  seq_weight: BG | None = None
+  prompt_weight: Array | None = None  # [B]
+  extra: dict[str, Array] = flax.struct.field(default_factory=dict)  # Leading axis B.
+  aux: 'Batch | None' = None  # A second stream: mismatched rows, pretraining text.
+
+
+@flax.struct.dataclass
+class Outputs:
+  """What the networks say about a batch: one field per sensor of forward.py."""
+
+  logp: BGT | None = None
+  entropy: BGT | None = None
+  value: BGT | None = None  # Before token t is seen.
+  score: BG | None = None  # At the last token of the completion.
+  ref_logp: BGT | None = None
+  aux: 'Outputs | None' = None
+
+
+@flax.struct.dataclass
+class State:
+  """Everything that changes during training, and nothing that does not.
+
+  Arrays only: it checkpoints, shards, donates and vmaps as it is. `step` counts calls;
+  `applied` and `skipped` count optimizer updates, so a skipped update never reuses its
+  randomness, which is `fold_in(key, step)`.
+  """
+
+  step: Array
+  applied: Array
+  skipped: Array
+  params: Params
+  opt_state: Any
+  frozen: Params  # Reference policy, reward model: carried, never updated here.
+  extra: dict[str, Array]  # A method's own controllers, e.g. an adaptive beta.
+  key: Array
+
+
+@flax.struct.dataclass
+class Rollout:
+  """What every sampler returns, ours or an external one. Axes as in `Batch`."""
+
+  tokens: BGT  # int32, right-padded.
+  length: BG  # int32, the stop token included.
+  prompt_id: Array  # [B]
+  behavior_logp: BGT  # Of the sampled distribution, i.e. at `temperature`.
+  temperature: BG
+  kept_mass: BGT  # Probability that truncated sampling kept; 1 for full sampling.
+  stop_reason: BG  # 1 stop token, 0 out of room.
+  version: Array  # Step of the parameters that sampled.
+
+
+class Method(NamedTuple):
+  """One paper: what it minimises, and what it must be shown to do so.
+
+  `needs`, `prepare_needs` and `measure_needs` name the sensors (fields of `Outputs`)
+  and the once-per-batch fields of `Batch` that the function beside them reads;
+  'aux/logp' reads a sensor on `batch.aux`.
+  """
+
+  loss: Callable[[Outputs, Batch], tuple[Array, Metrics]]
+  needs: tuple[str, ...]
+  # Sees the whole batch once: rewards to advantages, running statistics.
+  prepare: Callable[[State, Batch], tuple[State, Batch]] = lambda state, batch: (
+    state,
+    batch,
+  )
+  prepare_needs: tuple[str, ...] = ()
+  # Statistics that couple rows, over the whole minibatch, without gradient.
+  measure: Callable[[Outputs, Batch], Batch] | None = None
+  measure_needs: tuple[str, ...] = ()
+  aggregate: Callable[[BGT], BGT] | None = None  # ops.weights.seq_mean if None.
+  # Moves the method's own controllers in `state.extra`.
+  after: Callable[[State, Batch, Metrics], State] = lambda state, batch, metrics: state
+
+
+def make_batch(prompts, prompt_length, completions, length) -> Batch:
+  """A `Batch` from token arrays and lengths, every row valid and at temperature 1.
+
+  Args:
+    prompts: [B, P] int32, right-padded; prompt_length: [B] int32.
+    completions: [B, G, T] int32, right-padded.
+    length: [B, G] int32, the stop token included.
+  """
+  b, g, t = completions.shape
+  ones = np.ones((b, g), np.float32)
+  return Batch(
+    prompts=prompts,
+    prompt_length=prompt_length,
+    completions=completions,
+    length=length,
+    mask=(np.arange(t) < np.asarray(length)[..., None]).astype(np.float32),
+    prompt_id=np.arange(b, dtype=np.int32),
+    valid=ones,
+    truncated=np.zeros_like(ones),
+    temperature=ones,
+  )
+
+
+def check(batch: Batch) -> None:
+  """Asserts that a batch has the shapes it claims. Called once, at the door."""
+  b, g, t = batch.completions.shape
+  chex.assert_shape(batch.prompts, (b, None))
+  shapes = {
+    (b,): ('prompt_length', 'prompt_id'),
+    (b, g): ('length', 'valid', 'truncated', 'temperature', 'reward'),
+    (b, g, t): ('mask', 'behavior_logp', 'old_logp', 'ref_logp', 'old_value'),
+  }
+  for shape, names in shapes.items():
+    for name in names:
+      if (x := getattr(batch, name)) is not None and x.shape != shape:
+        raise ValueError(
+          f'Batch.{name} has shape {x.shape}; {shape} is due, for completions '
+          f'{batch.completions.shape} (prompts, completions per prompt, positions).'
+        )
+  if batch.aux is not None:
+    check(batch.aux)

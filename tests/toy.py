@@ -1,0 +1,90 @@
+"""A bigram policy, a tabular critic and reward: exact, and quick to compile."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxrl_llm import types
+from jaxrl_llm.forward import sensor
+from jaxrl_llm.types import Batch, Outputs, State
+
+B, G, P, T, V = 8, 2, 3, 5, 5
+SGD = optax.sgd(1.0)
+
+
+def forward(params, frozen, batch, needs):
+  """The sensors of jaxrl_llm.forward, on tables."""
+  trees = {'params': params, 'frozen': frozen}
+  found = {}
+  for need in needs:
+    if need.startswith('aux/'):
+      continue
+    tree, role, read = sensor(need)
+    found[need] = READ[read](trees[tree][role], batch)
+  if aux := tuple(n.removeprefix('aux/') for n in needs if n.startswith('aux/')):
+    found['aux'] = forward(params, frozen, batch.aux, aux)
+  return Outputs(**found)
+
+
+def previous(batch):
+  """The token before each completion token: [B, G, T]."""
+  last = jnp.take_along_axis(batch.prompts, batch.prompt_length[:, None] - 1, 1)
+  last = jnp.broadcast_to(last[:, :, None], (*batch.completions.shape[:2], 1))
+  return jnp.concatenate([last, batch.completions[..., :-1]], -1)
+
+
+def distribution(table, batch):
+  logits = table[previous(batch)] / batch.temperature[..., None, None]
+  return jax.nn.log_softmax(logits)
+
+
+def logp(table, batch):
+  chosen = batch.completions[..., None]
+  return jnp.take_along_axis(distribution(table, batch), chosen, -1)[..., 0]
+
+
+def entropy(table, batch):
+  logp = distribution(table, batch)
+  return -jnp.sum(jnp.exp(logp) * logp, -1)
+
+
+READ = {
+  'logp': logp,
+  'entropy': entropy,
+  'value': lambda table, batch: table[previous(batch)],
+  'score': lambda table, batch: (table[batch.completions] * batch.mask).sum(-1),
+}
+
+
+def tables(seed, scale=0.5):
+  rng = np.random.default_rng(seed)
+  draw = lambda *shape: jnp.asarray(scale * rng.normal(size=shape), jnp.float32)
+  return {'policy': draw(V, V), 'critic': draw(V), 'reward': draw(V)}
+
+
+def state(tx=SGD, seed=0) -> State:
+  params = tables(seed)
+  return State(
+    step=jnp.int32(0),
+    applied=jnp.int32(0),
+    skipped=jnp.int32(0),
+    params=params,
+    opt_state=tx.init(params),
+    frozen={'ref': tables(seed + 1)['policy']},
+    extra={},
+    key=jax.random.key(seed + 2),
+  )
+
+
+def batch(seed=0, g=G) -> Batch:
+  """Ragged completions and rewards of -1 and 1, in no order."""
+  rng = np.random.default_rng(seed)
+  made = types.make_batch(
+    rng.integers(0, V, (B, P)).astype(np.int32),
+    rng.integers(1, P + 1, B).astype(np.int32),
+    rng.integers(0, V, (B, g, T)).astype(np.int32),
+    rng.integers(1, T + 1, (B, g)).astype(np.int32),
+  )
+  reward = np.sign(rng.normal(size=(B, g))).astype(np.float32)
+  return jax.tree.map(jnp.asarray, made.replace(reward=reward))
