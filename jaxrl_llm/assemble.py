@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl_llm import build, forward, sharding, sources, step
+from jaxrl_llm import build, forward, sharding, sources, step, types
 from jaxrl_llm.data import examples
 from jaxrl_llm.evaluate import held_out
 from jaxrl_llm.models import pretrained
@@ -15,6 +15,35 @@ from jaxrl_llm.models.decoder import REMAT, Decoder
 from jaxrl_llm.rewards import combine
 from jaxrl_llm.rollout.sampler import make_sampler
 from jaxrl_llm.types import InputError, Method, State
+
+# What every config has, by section; the rest belongs to the functions it names.
+SECTIONS = {
+  '': ('name', 'seed', 'steps'),
+  'model': ('name', 'dtype', 'remat'),
+  'method': ('name',),
+  'plan': ('epochs', 'minibatches', 'microbatches'),
+  'mesh': ('data', 'fsdp', 'tensor'),
+  'source': ('name', 'prompts', 'max_prompt', 'max_length'),
+  'evaluation': ('every', 'batch'),
+  'log': ('samples_every', 'tensorboard', 'wandb'),
+  'checkpoint': ('every', 'keep'),
+}
+SAMPLED = {'source': ('group', 'temperature'), 'task': ('name',), 'rewards': ()}
+STORED = {'data': ('name',)}
+RESERVED = ('prompt', 'completion', 'reward', 'step', 'split')
+POSITIVE = (
+  'steps',
+  'plan.epochs',
+  'plan.minibatches',
+  'plan.microbatches',
+  'source.prompts',
+  'source.group',
+  'source.max_prompt',
+  'source.max_length',
+  'source.limit',
+  'evaluation.batch',
+  'checkpoint.keep',
+)
 
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
@@ -33,13 +62,13 @@ class Run(NamedTuple):
 
 def assemble(config) -> Run:
   """Every part of a run. Mistakes in the config are InputErrors."""
+  check_sections(config)
   options = dict(config.method.to_dict())
   method = build.method(options.pop('name'), **options)
   model = pretrained.load(config.model.name)
   dtype = choose(DTYPES, config.model.dtype, 'config.model.dtype')
   choose(REMAT, config.model.remat, 'config.model.remat')
-  mesh = sharding.make_mesh(**config.mesh)
-  check_split(config, mesh)
+  mesh = make_mesh(config)
   text = make_text(config, model)
   decoders = {
     role: Decoder(model.config, dtype, config.model.remat, role in ('critic', 'reward'))
@@ -63,7 +92,26 @@ def assemble(config) -> Run:
   data = make_data if 'data' in config else make_questions
   source, evaluate = data(config, decoders, see, method, model, text, mesh)
   source = planned(source, state.key, u.epochs) if u.minibatches > 1 else source
+  jax.eval_shape(update_step, state, specimen(config, source, state))
   return Run(state, update, source, evaluate, rates, mesh, model)
+
+
+def check_sections(config) -> None:
+  """Refuses a config that lacks a part, or has a number below 1 where none fits."""
+  wanted = [SECTIONS, STORED if 'data' in config else SAMPLED]
+  if config.get('source', {}).get('name') == 'until_mixed':
+    wanted.append({'source': ('limit',)})
+  for section, keys in ((s, k) for table in wanted for s, k in table.items()):
+    part = config if not section else config.get(section)
+    if part is None:
+      raise InputError(f'config.{section} is missing; see jaxrl_llm/default_config.py.')
+    if missing := [k for k in keys if part.get(k) is None]:
+      raise InputError(f'config.{section or "?"} lacks {missing}; set them.')
+  for path in POSITIVE:
+    *section, key = path.split('.')
+    part = config[section[0]] if section else config
+    if key in part and not (isinstance(part[key], int) and part[key] >= 1):
+      raise InputError(f'config.{path}={part[key]!r}; give an integer of at least 1.')
 
 
 def choose(table: dict, name: str, where: str):
@@ -73,13 +121,28 @@ def choose(table: dict, name: str, where: str):
   return table[name]
 
 
-def check_split(config, mesh) -> None:
-  """Refuses a number of prompts that the mesh cannot share out."""
-  shards = mesh.shape['data'] * mesh.shape['fsdp']
-  if config.source.prompts % shards:
+def make_mesh(config) -> jax.sharding.Mesh:
+  """The devices of a run, over which prompts and held-out questions must divide."""
+  axes, count = config.mesh.to_dict(), jax.device_count()
+  try:
+    mesh = sharding.make_mesh(**axes)
+  except (TypeError, ValueError, IndexError, ZeroDivisionError) as error:
     raise InputError(
-      f'config.source.prompts={config.source.prompts} does not divide over {shards} '
-      'devices. Change it, or config.mesh.'
+      f'config.mesh={axes} does not fit {count} devices. The product of the three is '
+      'at most that; one may be -1 and takes what is left.'
+    ) from error
+  check_divides('config.source.prompts', config.source.prompts, mesh)
+  if 'data' not in config:
+    check_divides('config.evaluation.batch', config.evaluation.batch, mesh)
+  return mesh
+
+
+def check_divides(what: str, size: int, mesh) -> None:
+  shards = mesh.shape['data'] * mesh.shape['fsdp']
+  if size % shards:
+    raise InputError(
+      f'{what} are {size}, which do not divide over {shards} devices. Change that, or '
+      'config.mesh.'
     )
 
 
@@ -154,7 +217,9 @@ def make_questions(config, decoders, see, method, model, text, mesh):
   task_options = config.task.to_dict()
   name = task_options.pop('name')
   task = build.call(
-    build.find('jaxrl_llm.tasks', name, 'config.task.name'), task_options, name
+    build.find('jaxrl_llm.tasks', name, 'config.task.name'),
+    task_options,
+    f'config.task ({name})',
   )
   s = config.source
   stops = pretrained.stop_ids(model.tokenizer)
@@ -189,6 +254,10 @@ def make_reward(config, task):
   parts = {}
   for key, options in config.rewards.to_dict().items():
     where = f'config.rewards.{key}'
+    if key in RESERVED:
+      raise InputError(f'{where}: the sample table has a column {key!r}; rename it.')
+    if not isinstance(options, dict) or 'name' not in options:
+      raise InputError(f'{where}={options!r}; give name=..., weight=... and options.')
     factory = build.find('jaxrl_llm.rewards', options.pop('name'), where)
     weight = options.pop('weight', 1.0)
     if 'task' in build.signature(factory):
@@ -208,7 +277,8 @@ def make_data(config, decoders, see, method, model, text, mesh):
   encode = lambda rows: examples.encode(
     rows, text=text, tokens=tokens, stop_id=stop, max_length=config.source.max_length
   )
-  train, test = map(encode, build.call(load, options, name))
+  train, test = map(encode, build.call(load, options, f'config.data ({name})'))
+  check_divides('Held-out rows of config.data', test.prompts.shape[0], mesh)
   source = sources.dataset(rows=train, prompts=config.source.prompts, seed=config.seed)
   measure = jax.jit(step.make_measure(see, method))
 
@@ -217,6 +287,23 @@ def make_data(config, decoders, see, method, model, text, mesh):
     return held_out.Held({f'eval/{k}': float(v) for k, v in found.items()}, [])
 
   return source, evaluate
+
+
+def specimen(config, source: sources.Source, state: State) -> types.Batch:
+  """A batch of the shapes to come, so that a step can be checked before a model runs."""
+  s, u = config.source, config.plan
+  if 'data' in config:
+    return source(state, 0).batch
+  shape = (s.prompts, s.group, s.max_length)
+  zeros, full = np.zeros(shape, np.float32), np.full(shape[:2], s.max_length, np.int32)
+  batch = types.make_batch(
+    np.zeros((s.prompts, s.max_prompt), np.int32),
+    np.full(s.prompts, s.max_prompt, np.int32),
+    zeros.astype(np.int32),
+    full,
+  )
+  order = np.zeros((s.prompts, u.epochs), np.int32) if u.minibatches > 1 else None
+  return batch.replace(reward=zeros[..., 0], behavior_logp=zeros, order=order)
 
 
 def planned(source: sources.Source, key, epochs: int) -> sources.Source:

@@ -33,7 +33,8 @@ def method(name: str, **options) -> Method:
     k: function(NAMESPACES[k], v, f'config.method.{k}') if k in NAMESPACES else v
     for k, v in options.items()
   }
-  return call(find('jaxrl_llm.methods', name, 'config.method.name'), options, name)
+  factory = find('jaxrl_llm.methods', name, 'config.method.name')
+  return call(factory, options, f'config.method ({name})')
 
 
 def defaults(name: str) -> config_dict.ConfigDict:
@@ -53,8 +54,11 @@ def function(module: str, value: Any, where: str):
     return value
   if isinstance(value, str):
     return attribute(module, value, where)
-  options = dict(value)
-  fn = attribute(module, options.pop('name'), where)
+  if not isinstance(value, dict) or 'name' not in value:
+    raise InputError(f"{where}={value!r}; give a name, or {{'name': ..., option: ...}}.")
+  options = {k: v for k, v in value.items() if k != 'name'}
+  fn = attribute(module, value['name'], where)
+  check_options(fn, options, where)
   return functools.partial(fn, **options)
 
 
@@ -95,8 +99,8 @@ def signature(fn) -> dict[str, inspect.Parameter]:
   return dict(inspect.signature(fn).parameters)
 
 
-def call(fn, options: dict[str, Any], where: str):
-  """Calls a factory; unknown, missing and mistyped options are InputErrors."""
+def check_options(fn, options: dict[str, Any], where: str) -> None:
+  """Unknown and mistyped options are InputErrors."""
   known = signature(fn)
   for key, value in options.items():
     if key not in known:
@@ -108,8 +112,15 @@ def call(fn, options: dict[str, Any], where: str):
       not isinstance(value, fits) or isinstance(value, bool) > (kind is bool)
     ):
       raise InputError(f'{where}: {key}={value!r} should be of type {kind.__name__}.')
+
+
+def call(fn, options: dict[str, Any], where: str):
+  """Calls a factory; unknown, missing and mistyped options are InputErrors."""
+  check_options(fn, options, where)
   empty = inspect.Parameter.empty
-  missing = [k for k, p in known.items() if p.default is empty and k not in options]
+  missing = [
+    k for k, p in signature(fn).items() if p.default is empty and k not in options
+  ]
   if missing:
     raise InputError(f'{where}: option {missing[0]!r} has no default; set it.')
   return fn(**options)

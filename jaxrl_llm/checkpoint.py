@@ -178,8 +178,10 @@ def _load(path: pathlib.Path, target: State):
   try:
     with _checkpointer() as checkpointer:
       state = checkpointer.restore(path, args=args)['state']
-  except (ValueError, KeyError, OSError) as error:
-    return None, f'{type(error).__name__}: {str(error)[:200]}'
+  except (MemoryError, jax.errors.JaxRuntimeError):
+    raise  # No room for it is no fault of the checkpoint.
+  except Exception as error:  # Orbax raises a bare one where an array cannot be read.
+    return None, _first_line(error.__cause__ or error)
   for name, leaf in _describe(state).items():
     if leaf != record['leaves'][name]:
       return None, f'the values of {name} are not those that were saved'
@@ -194,8 +196,12 @@ def _read_record(path: pathlib.Path) -> tuple[Record | None, str]:
     if record['digest'] == _seal(record)['digest']:
       return record, ''
   except (ValueError, KeyError, TypeError, OSError) as error:
-    return None, f'{type(error).__name__}: {str(error)[:200]}'
+    return None, _first_line(error)
   return None, 'its record is not the one that was saved'
+
+
+def _first_line(error: BaseException) -> str:
+  return f'{type(error).__name__}: {error!s}'.splitlines()[0][:250]
 
 
 def _seal(record: Record) -> Record:

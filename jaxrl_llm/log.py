@@ -63,10 +63,14 @@ def read_lines(path: Path) -> list[dict]:
   return [json.loads(line) for line in lines if line.endswith('\n')]
 
 
-def truncate_after(path: Path, step: int) -> None:
-  """Drops the records past `step`, which a resumed run writes again."""
+def truncate_after(path: Path, step: int, evaluated: int) -> None:
+  """Drops the records that a resumed run writes again.
+
+  Those are the training records past `step` and the held-out ones past `evaluated`.
+  """
   if path.exists():
-    kept = [r for r in read_lines(path) if r['step'] <= step]
+    limit = {'train': step, 'eval': evaluated}
+    kept = [r for r in read_lines(path) if r['step'] <= limit[r['split']]]
     part = path.with_name(f'.{path.name}.part')
     part.write_text(''.join(json.dumps(r) + '\n' for r in kept))
     os.replace(part, path)
@@ -163,6 +167,7 @@ SHOWN = {
   'kl_ref': 'kl',
   'tokens_per_second': 'tok/s',
 }
+BAR = 'step {n_fmt}/{total_fmt} {bar:20} {desc}'
 
 
 class Console(NamedTuple):
@@ -176,22 +181,31 @@ class Console(NamedTuple):
 def console(total: int, step: int) -> Console:
   """Shows reward, KL, tokens per second and time left, from `step` of `total`."""
   live = sys.stderr.isatty()
-  bar = tqdm.tqdm(total=total, initial=step, disable=not live, unit='step')
-  begun, first = time.monotonic(), step
+  bar = tqdm.tqdm(
+    total=total, initial=step, disable=not live, bar_format=BAR, dynamic_ncols=True
+  )
+  pace: dict[str, tuple[float, int]] = {}
+  say = lambda text: bar.write(text) if live else print(text, flush=True)
 
   def write(step, split, metrics):
     if split != 'train':
       return
-    shown = {SHOWN[k]: f'{v:.3g}' for k, v in metrics.items() if k in SHOWN}
-    bar.set_postfix(shown, refresh=False)
+    # The first step compiles, so the pace is counted from its end.
+    begun, first = pace.setdefault('from', (time.monotonic(), step))
+    shown = [f'{SHOWN[k]} {v:.3g}' for k, v in metrics.items() if k in SHOWN]
+    if step > first:
+      left = (time.monotonic() - begun) / (step - first) * (total - step)
+      shown.append(f'left {tqdm.tqdm.format_interval(left)}')
+    bar.set_description_str('  '.join(shown), refresh=False)
     bar.update(1)
     if not live:
-      left = (time.monotonic() - begun) / (step - first) * (total - step)
-      words = '  '.join(f'{k} {v}' for k, v in shown.items())
-      print(f'step {step}/{total}  {words}  left {left / 60:.1f} min', flush=True)
+      say('  '.join([f'step {step}/{total}', *shown]))
 
-  say = lambda text: bar.write(text) if live else print(text, flush=True)
-  return Console(write, say, bar.close)
+  def close():
+    bar.refresh()  # The last update may have come too soon after another to show.
+    bar.close()
+
+  return Console(write, say, close)
 
 
 def sample_table(rows: list[dict], *, limit: int = 6, width: int = 48) -> str:
@@ -219,16 +233,22 @@ class Sinks(NamedTuple):
   """Everything a loop says, to everywhere it goes."""
 
   write: Write
-  table: Callable[..., None]  # (step, rows, title)
+  table: Callable[[int, str, list[dict]], None]  # step, 'train' or 'eval', rows.
   say: Callable[[str], None]
   close: Callable[[], None]
 
 
-def open_sinks(folder: Path, config, step: int) -> Sinks:
-  """The sinks of a run that goes on from `step`; later records are dropped."""
+TITLES = {'train': 'training', 'eval': 'held out'}
+
+
+def open_sinks(folder: Path, config, step: int, evaluated: int) -> Sinks:
+  """The sinks of a run that goes on from `step`, with held-out metrics to `evaluated`.
+
+  Later records are dropped.
+  """
   metrics, samples = folder / 'metrics.jsonl', folder / 'samples.jsonl'
-  truncate_after(metrics, step)
-  truncate_after(samples, step)
+  truncate_after(metrics, step, evaluated)
+  truncate_after(samples, step, evaluated)
   screen = console(config.steps, step)
   sinks = [jsonl(metrics), Sink(screen.write, screen.close)]
   if config.log.tensorboard:
@@ -240,11 +260,11 @@ def open_sinks(folder: Path, config, step: int) -> Sinks:
     for sink in sinks:
       sink.write(step, split, found)
 
-  def table(step, rows, title='training'):
+  def table(step, split, rows):
     for row in rows:
-      append(samples, {'step': step, 'title': title, **row})
+      append(samples, {'step': step, 'split': split, **row})
     if rows:
-      screen.say(f'Samples, {title}, step {step}:\n{sample_table(rows)}')
+      screen.say(f'Samples, {TITLES[split]}, step {step}:\n{sample_table(rows)}')
 
   def close():
     for sink in sinks:

@@ -1,8 +1,11 @@
 """The loop: draw a batch, update, log, evaluate, save. The same command resumes."""
 
 import contextlib
+import dataclasses
 import hashlib
 import json
+import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -10,7 +13,10 @@ from pathlib import Path
 import jax
 
 from jaxrl_llm import assemble, checkpoint, figure, log, sharding
-from jaxrl_llm.types import InputError
+from jaxrl_llm.types import InputError, State
+
+# What a run writes to its folder before its first checkpoint.
+FILES = ('run.json', 'metrics.jsonl', 'samples.jsonl', 'tensorboard', 'profile')
 
 
 def main(
@@ -26,34 +32,57 @@ def main(
   Raises:
     InputError: the config names what is not there, or the folder holds another run.
   """
+  assemble.check_sections(config)
   folder = Path(workdir or f'runs/{config.name}-{digest(config)}')
-  claim(folder, config)
+  check_folder(folder, config)
+  done = checkpoint.read_meta(folder)
+  if done and done['step'] >= config.steps and not pending(done, config):
+    print(f'{folder} is complete: {config.steps} steps are done. Nothing to do.')
+    return finish(folder, done, print)
   run = assemble.assemble(config)
-  state, meta = run.state, {'step': 0, 'rollouts': 0.0, 'held_out': {}}
-  if (found := checkpoint.restore(folder, state)) is not None:
-    state, meta = found
-  sinks = log.open_sinks(folder, config, meta['step'])
-  say = sinks.say
-  say(f'Run folder {folder}, step {meta["step"]} of {config.steps}.')
+  meta = {'step': 0, 'rollouts': 0.0, 'evaluated': -1, 'held_out': {}}
+  state, meta = checkpoint.restore(folder, run.state) or (run.state, meta)
+  # The state at birth would stay in memory beside the restored one.
+  run = run._replace(state=state)
+  with contextlib.ExitStack() as stack:
+    stack.enter_context(claimed(folder, config))
+    sinks = log.open_sinks(folder, config, meta['step'], meta['evaluated'])
+    stack.callback(sinks.close)
+    sinks.say(f'Run folder {folder}, step {meta["step"]} of {config.steps}.')
+    stop = stack.enter_context(stop_on_signal())
+    loop(config, run, state, meta, folder, sinks=sinks, stop=stop, profile=profile)
+  if meta['step'] < config.steps:
+    where = f'and saved at step {meta["step"]}' if meta['step'] else 'before step 1'
+    sinks.say(f'Stopped {where}. The same command goes on.')
+  return finish(folder, meta, sinks.say)
 
-  with stop_on_signal(say) as stopping, contextlib.closing(sinks):
-    if meta['step'] == 0:
-      meta['held_out'] = evaluate(run, state, 0, sinks)
-    while meta['step'] < config.steps and not stopping:
-      with traced(folder, profile and meta['step'] == 2):
-        state, metrics, samples = one_step(run, state, meta)
+
+def loop(config, run, state: State, meta, folder, *, sinks, stop, profile) -> None:
+  """Evaluates, saves and steps in turn; moves `meta` on."""
+  begun, saved = meta['step'], dict(meta)
+  last, keep = config.steps, config.checkpoint.keep
+  save = lambda: checkpoint.save(folder, state, meta, keep=keep)
+  try:
+    while True:
       step = meta['step']
-      sinks.write(step, 'train', metrics)
-      if due(step - 1, config.log.samples_every, config.steps):
-        sinks.table(step, samples)
-      if due(step, config.evaluation.every, config.steps):
-        meta['held_out'] = evaluate(run, state, step, sinks)
-      if due(step, config.checkpoint.every, config.steps) or stopping:
-        checkpoint.save(folder, state, meta, keep=config.checkpoint.keep)
-    if stopping:
-      say(f'Stopped and saved at step {meta["step"]}. The same command goes on.')
-
-  return finish(folder, meta, say)
+      if pending(meta, config):
+        evaluate(run, state, meta, sinks, stop)
+      if step > begun and due(step, config.checkpoint.every, last) and not stop.asked:
+        save()
+        saved = dict(meta)
+      if step >= last or stop.asked:
+        break
+      with traced(folder, profile and step == begun + 2):
+        state, metrics, samples = one_step(run, state, meta)
+      sinks.write(step + 1, 'train', metrics)
+      if due(step, config.log.samples_every, last):
+        sinks.table(step + 1, 'train', samples)
+  except InputError:  # Raised before an update takes the state: a reward failed, say.
+    if meta['step'] and meta != saved:
+      save()
+    raise
+  if meta['step'] and meta != saved:
+    save()
 
 
 # ---- One step and one evaluation -----------------------------------------------------
@@ -76,19 +105,30 @@ def one_step(run: assemble.Run, state, meta):
   return state, metrics, drawn.samples
 
 
-def evaluate(run: assemble.Run, state, step: int, sinks) -> dict[str, float]:
-  """Held-out metrics, logged and said."""
-  start = time.perf_counter()
-  held = run.evaluate(state)
-  metrics = held.metrics | {'seconds/eval': time.perf_counter() - start}
-  sinks.write(step, 'eval', metrics)
-  if held.samples:
-    sinks.table(step, held.samples, 'held out')
-  shown = ', '.join(
-    f'{k.removeprefix("eval/")} {v:.3f}' for k, v in held.metrics.items()
+def evaluate(run: assemble.Run, state, meta, sinks, stop: 'Stop') -> None:
+  """Logs and says the held-out metrics. Ctrl-C drops it; the next start redoes it."""
+  step, start = meta['step'], time.perf_counter()
+  stop.at_once = True
+  try:
+    held = run.evaluate(state)
+  except KeyboardInterrupt:
+    return
+  finally:
+    stop.at_once = False
+  sinks.write(
+    step, 'eval', held.metrics | {'seconds/eval': time.perf_counter() - start}
   )
+  sinks.table(step, 'eval', held.samples)
+  short = {k.removeprefix('eval/'): v for k, v in held.metrics.items()}
+  shown = ', '.join(f'{k} {v:.3f}' for k, v in short.items())
   sinks.say(f'Held out at step {step}: {shown}')
-  return held.metrics
+  meta['evaluated'], meta['held_out'] = step, held.metrics
+
+
+def pending(meta, config) -> bool:
+  """Whether the held-out evaluation of this step is still to be done."""
+  step = meta['step']
+  return meta['evaluated'] != step and due(step, config.evaluation.every, config.steps)
 
 
 def traced(folder: Path, on: bool):
@@ -113,24 +153,46 @@ def canonical(config) -> str:
   return json.dumps(config.to_dict(), sort_keys=True, default=str)
 
 
-def claim(folder: Path, config) -> None:
-  """Writes the run's record, or checks that the folder is this very run's."""
+def check_folder(folder: Path, config) -> None:
+  """Refuses a folder that holds anything but this very run."""
   path = folder / 'run.json'
   if path.exists():
     earlier = json.loads(path.read_text())['config']
-    differing = differences(earlier, json.loads(canonical(config)))
-    if differing:
+    if differing := differences(earlier, json.loads(canonical(config))):
       raise InputError(
         f'{folder} holds a run of another config; it differs in {differing}. Give '
         'another --workdir, or the first config to go on with that run.'
       )
-    return
-  if folder.exists() and any(folder.iterdir()):
+  elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
     raise InputError(
-      f'{folder} is not empty and holds no run (no run.json). Give another --workdir.'
+      f'{folder} is not an empty folder and holds no run (no run.json). Give another '
+      '--workdir.'
     )
+
+
+@contextlib.contextmanager
+def claimed(folder: Path, config):
+  """Writes the run's record. A mistake before the first checkpoint takes it back."""
   folder.mkdir(parents=True, exist_ok=True)
-  log.write_json(path, log.run_record(config))
+  if not (folder / 'run.json').exists():
+    log.write_json(folder / 'run.json', log.run_record(config))
+  try:
+    yield
+  except InputError:
+    if not checkpoint.steps(folder):
+      clear(folder)
+    raise
+
+
+def clear(folder: Path) -> None:
+  """Removes what a run wrote, and the folder if nothing else is in it."""
+  for path in (folder / name for name in FILES):
+    if path.is_dir():
+      shutil.rmtree(path)
+    else:
+      path.unlink(missing_ok=True)
+  if not any(folder.iterdir()):
+    folder.rmdir()
 
 
 def differences(a, b, where: str = '') -> list[str]:
@@ -147,37 +209,50 @@ def finish(folder: Path, meta, say) -> dict[str, float]:
   metrics = folder / 'metrics.jsonl'
   figure.figure(metrics, folder / 'figure.png')
   held = [r for r in log.read_lines(metrics) if r['split'] == 'eval']
-  if held and 'eval/low' in held[0]:
-    percent = lambda r, k: f'{100 * r[f"eval/{k}"]:.1f}'
-    words = lambda r: (
-      f'{percent(r, "accuracy")} % [{percent(r, "low")}, {percent(r, "high")}]'
-    )
+  if len(held) > 1 and 'eval/low' in held[0]:
     say(
-      f'Held-out accuracy with 95 % interval: {words(held[0])} before, '
-      f'{words(held[-1])} after step {held[-1]["step"]}.'
+      f'Held-out accuracy with 95 % interval: {interval(held[0])} before, '
+      f'{interval(held[-1])} after step {held[-1]["step"]}.'
     )
   say(f'Figure, samples, metrics and checkpoint are in {folder}.')
   return meta['held_out']
 
 
+def interval(record: dict) -> str:
+  """'50.0 % [28.0, 72.0]' of a held-out record."""
+  value, low, high = (
+    f'{100 * record[f"eval/{k}"]:.1f}' for k in ('accuracy', 'low', 'high')
+  )
+  return f'{value} % [{low}, {high}]'
+
+
 # ---- Ctrl-C --------------------------------------------------------------------------
 
 
+@dataclasses.dataclass
+class Stop:
+  """What a signal asks of the loop."""
+
+  asked: bool = False  # End after this step.
+  at_once: bool = False  # Set by the loop where an interruption loses nothing.
+
+
 @contextlib.contextmanager
-def stop_on_signal(say):
-  """Yields a list that SIGINT or SIGTERM fills: the loop then saves and ends."""
-  stopping: list[int] = []
+def stop_on_signal():
+  """Yields a `Stop` that SIGINT or SIGTERM sets: the loop then saves and ends."""
+  stop = Stop()
 
   def note(number, frame):
-    if stopping:  # The second time is meant.
+    again, stop.asked = stop.asked, True
+    if again or stop.at_once:  # The second time is meant.
       raise KeyboardInterrupt
-    stopping.append(number)
-    say('Stopping after this step; once more to stop at once.')
+    # No print: the signal may have come in the middle of one.
+    os.write(2, b'\nStopping after this step; once more to stop at once.\n')
 
   numbers = (signal.SIGINT, signal.SIGTERM)
   earlier = {n: signal.signal(n, note) for n in numbers}
   try:
-    yield stopping
+    yield stop
   finally:
     for n, handler in earlier.items():
       signal.signal(n, handler)

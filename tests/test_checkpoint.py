@@ -1,6 +1,6 @@
 """A checkpoint comes back bit for bit, or says which one is damaged."""
 
-import json
+import itertools
 import logging
 import os
 import shutil
@@ -18,31 +18,24 @@ import pytest
 from jaxrl_llm import checkpoint
 from jaxrl_llm.types import InputError, State
 
-DYING = {'left': None}  # File operations until the process "dies"; None: immortal.
-EVENTS = ('open', 'os.mkdir', 'os.rename', 'os.rmdir', 'os.remove', 'shutil.rmtree')
-
-
-def die(event, args):
-  if DYING['left'] is None or event not in EVENTS or 'checkpoints' not in str(args):
-    return
-  DYING['left'] -= 1
-  if DYING['left'] < 0:
-    raise OSError(f'killed before {event}')
-
 
 def make_state(step, *, value=1.0, width=16):
-  w = value * jnp.arange(8 * width, dtype=jnp.float32).reshape(8, width)
-  params = {'policy': {'w': w, 'b/c.d': jnp.full((3,), value, jnp.bfloat16)}}
-  return State(
-    step=jnp.int32(step),
-    applied=jnp.int32(step),
-    skipped=jnp.int32(0),
+  # From NumPy, which compiles nothing: the killed processes below start from here.
+  w = value * np.arange(8 * width, dtype=np.float32).reshape(8, width)
+  params = {'policy': {'w': w, 'b/c.d': np.full((3,), value, jnp.bfloat16)}}
+  adam = optax.ScaleByAdamState(np.int32(step), params, params)
+  state = State(
+    step=np.int32(step),
+    applied=np.int32(step),
+    skipped=np.int32(0),
     params=params,
-    opt_state=optax.adam(1e-2).init(params),
+    opt_state=(adam, optax.EmptyState()),
     frozen={},
-    extra={'beta': jnp.float32(np.nan), 'flag': np.array([True, False])},
-    key=jax.random.fold_in(jax.random.key(7), step),
+    extra={'beta': np.float32(np.nan), 'flag': np.array([True, False])},
+    key=np.array([7, step], np.uint32),
   )
+  state = jax.tree.map(jnp.asarray, state)
+  return state.replace(key=jax.random.wrap_key_data(state.key))
 
 
 def placed(state, count):
@@ -170,10 +163,12 @@ def test_other_values_under_the_same_record(tmp_path, caplog):
     checkpoint.restore(tmp_path, make_state(0), step=2)
 
 
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
 @pytest.mark.parametrize('damage', ['cut', 'flip', 'gone'])
 def test_damage_to_any_file_is_seen(tmp_path, damage):
   """Each file of the newest in turn: exactly it, or exactly the one before."""
-  saved = {step: make_state(step, value=step) for step in (1, 2)}
+  # 64 kB a leaf: orbax stores small leaves and large ones in different files.
+  saved = {step: make_state(step, value=np.pi * step, width=2048) for step in (1, 2)}
   for step, state in saved.items():
     checkpoint.save(tmp_path / 'good', state, {'at': step}, keep=2)
   newest = tmp_path / 'good/checkpoints/2'
@@ -190,7 +185,7 @@ def test_damage_to_any_file_is_seen(tmp_path, damage):
     elif data:
       flipped = data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
       victim.write_bytes(flipped if damage == 'flip' else data[:middle])
-    state, meta = checkpoint.restore(work, make_state(0))
+    state, meta = checkpoint.restore(work, saved[1])
     assert bits(state) == bits(saved[meta['at']])
     taken.append(meta['at'])
   assert set(taken) == {1, 2}  # Some files matter, some are only informative.
@@ -217,54 +212,63 @@ def test_partial_directories_are_ignored_and_then_swept(tmp_path):
   assert sorted(os.listdir(root)) == ['4', 'notes']
 
 
-def killed_saves(root, again):
-  """Saves over and over, dying one file operation later each time.
+def dies_at(count):
+  """An audit hook that ends the process before change `count` to the files, from 0."""
+  left = itertools.count(count, -1)
 
-  Returns which state was there after each death: 'first' or 'second'.
+  def hook(event, args):
+    changes = event in ('os.mkdir', 'os.rename', 'os.rmdir', 'os.remove')
+    changes = changes or (event == 'open' and args[2] & (os.O_WRONLY | os.O_RDWR))
+    if changes and 'checkpoints' in str(args) and next(left) <= 0:
+      os._exit(9)
+
+  return hook
+
+
+def killed_saves(root):
+  """Makes workdirs `<root>/<n>`, where a save died before its change n to the files.
+
+  Forks before jax starts any thread: a process for each save, one import for all.
   """
-  first, second = make_state(1), make_state(1 if again else 2, value=2.0)
-  seen, finished = [], False
-  while not finished:
-    workdir = f'{root}/{again}/{len(seen)}'
-    checkpoint.save(workdir, first, {'at': 'first'}, keep=1)
-    DYING['left'] = len(seen)
-    try:
-      checkpoint.save(workdir, second, {'at': 'second'}, keep=1)
-      finished = DYING['left'] >= 0
-    except Exception as error:
-      assert 'killed before' in repr(error)
-    DYING['left'] = None
-    state, meta = checkpoint.restore(workdir, first)
-    assert bits(state) == bits({'first': first, 'second': second}[meta['at']])
-    checkpoint.save(workdir, second, {'at': 'after'}, keep=1)  # Debris is no hindrance.
-    assert os.listdir(f'{workdir}/checkpoints') == [str(int(second.step))]
-    seen.append(meta['at'])
-  return seen
+  for count in itertools.count():
+    if not (child := os.fork()):
+      shutil.copytree(f'{root}/before', f'{root}/{count}')
+      new = make_state(2, value=2.0)
+      sys.addaudithook(dies_at(count))
+      checkpoint.save(f'{root}/{count}', new, {'at': 'new'}, keep=1)
+      os._exit(0)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert code in (0, 9)
+    if code == 0:
+      return
 
 
 def test_killed_at_every_file_operation(tmp_path):
   """After a death anywhere within a save, the old or the new state is there."""
-  # In a process of its own: orbax's threads outlive a death that is not one.
-  program = (
-    'import json, os, sys, conftest, test_checkpoint as t;'
-    'sys.addaudithook(t.die);'
-    'print(json.dumps([t.killed_saves(sys.argv[1], a) for a in (0, 1)]), flush=True);'
-    'os._exit(0)'
-  )
+  states = {'old': make_state(2), 'new': make_state(2, value=2.0)}
+  # The save has an older checkpoint to remove, and one of its own step to replace.
+  checkpoint.save(tmp_path / 'before', make_state(1), {'at': 'older'}, keep=2)
+  checkpoint.save(tmp_path / 'before', states['old'], {'at': 'old'}, keep=2)
+  program = 'import sys, conftest, test_checkpoint as t; t.killed_saves(sys.argv[1])'
   here = os.path.dirname(__file__)
-  done = subprocess.run(
-    [sys.executable, '-c', program, str(tmp_path)],
-    capture_output=True,
+  subprocess.run(
+    [sys.executable, '-W', 'ignore', '-c', program, str(tmp_path)],
+    check=True,
     cwd=here,
     env={**os.environ, 'PYTHONPATH': os.path.dirname(here)},
-    text=True,
-    timeout=300,
+    timeout=120,
   )
-  assert done.returncode == 0, done.stderr[-4000:]
-  for seen in json.loads(done.stdout):
-    assert seen == sorted(seen)  # 'first' until the new one is complete.
-    assert seen.count('first') > 3
-    assert seen.count('second') > 1
+  seen = []
+  for count in range(len(os.listdir(tmp_path)) - 1):
+    workdir = tmp_path / str(count)
+    state, meta = checkpoint.restore(workdir, make_state(0))
+    assert bits(state) == bits(states[meta['at']])
+    checkpoint.save(workdir, states['new'], {}, keep=1)  # Debris is no hindrance.
+    assert os.listdir(workdir / 'checkpoints') == ['2']
+    seen.append(meta['at'])
+  assert seen == sorted(seen, reverse=True)  # Old until the new one is complete.
+  assert seen.count('old') > 3
+  assert seen.count('new') > 3
 
 
 def test_an_error_in_orbax_leaves_the_previous_one(tmp_path, monkeypatch):
@@ -279,6 +283,21 @@ def test_an_error_in_orbax_leaves_the_previous_one(tmp_path, monkeypatch):
       checkpoint.save(tmp_path, make_state(2), {}, keep=1)
   assert checkpoint.steps(tmp_path) == [1]
   assert bits(checkpoint.restore(tmp_path, make_state(0))[0]) == bits(make_state(1))
+
+
+def test_no_memory_is_not_called_damage(tmp_path, monkeypatch):
+  for step in (1, 2):
+    checkpoint.save(tmp_path, make_state(step), {}, keep=2)
+  read = ocp.Checkpointer.restore
+
+  def full(self, path, args):
+    if 'state' in args:
+      raise MemoryError('no room')
+    return read(self, path, args=args)
+
+  monkeypatch.setattr(ocp.Checkpointer, 'restore', full)
+  with pytest.raises(MemoryError, match='no room'):
+    checkpoint.restore(tmp_path, make_state(0))
 
 
 def test_meta_that_is_not_json_writes_nothing(tmp_path):

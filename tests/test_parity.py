@@ -107,11 +107,12 @@ class TestLive:
       largest(logits(*ours, tokens), oracle.torch_logits(theirs, tokens)) < TOLERANCE
     )
 
-  def test_import_of_their_folder(self, tmp_path):
-    config = oracle.CONFIGS['untied']
+  @pytest.mark.parametrize('name', oracle.CONFIGS)
+  def test_import_of_their_folder(self, tmp_path, name):
+    config = oracle.CONFIGS[name]
     oracle.torch_model(config).save_pretrained(tmp_path / 'm')
     ours = logits(*weights.load(tmp_path / 'm'), oracle.tokens(config))
-    assert largest(ours, RECORDED['untied']) < TOLERANCE
+    assert largest(ours, RECORDED[name]) < TOLERANCE
 
   def test_smollm2(self, smollm2):
     pytest.importorskip('accelerate')  # transformers' GGUF reader asks for it.

@@ -120,6 +120,11 @@ class TestFolder:
     rewrite(folder, lambda t: t | {name: np.ones(2, np.float32)})
     assert_same(weights.load(folder)[1], params)
 
+  def test_rope_base_as_transformers_5_writes_it(self, folder):
+    rope = {'rope_type': 'default', 'rope_theta': 77.0}
+    edit(folder / 'config.json', rope_theta=None, rope_parameters=rope)
+    assert weights.load(folder)[0].rope_base == 77.0
+
   def test_rope_base_as_transformers_4_wrote_it(self, folder):
     edit(folder / 'config.json', rope_parameters=None, rope_theta=77.0)
     assert weights.load(folder)[0].rope_base == 77.0

