@@ -13,7 +13,8 @@ from jaxrl_llm.default_config import default_config
 
 def get_config() -> config_dict.ConfigDict:
   c = default_config('quickstart', 'grpo')
-  c.steps = 60
+  c.steps = 40
+  c.optimizer.policy.decay = 'linear'
   c.task = dict(
     name='arithmetic',
     template='State the final answer to the following arithmetic problem: {a} {op} {b} =',
@@ -27,7 +28,7 @@ def get_config() -> config_dict.ConfigDict:
   c.rewards = dict(correct=dict(name='checker', binary=True, weight=1.0))
   c.source = dict(
     name='on_policy',
-    prompts=4,
+    prompts=8,
     group=8,
     max_prompt=48,
     max_length=16,

@@ -290,7 +290,7 @@ def make_data(config, decoders, see, method, model, text, mesh):
 
 
 def specimen(config, source: sources.Source, state: State) -> types.Batch:
-  """A batch of the shapes to come, so that a step can be checked before a model runs."""
+  """A batch of the shapes to come: a step is checked before any model runs."""
   s, u = config.source, config.plan
   if 'data' in config:
     return source(state, 0).batch

@@ -55,7 +55,9 @@ def function(module: str, value: Any, where: str):
   if isinstance(value, str):
     return attribute(module, value, where)
   if not isinstance(value, dict) or 'name' not in value:
-    raise InputError(f"{where}={value!r}; give a name, or {{'name': ..., option: ...}}.")
+    raise InputError(
+      f"{where}={value!r}; give a name, or {{'name': ..., option: ...}}."
+    )
   options = {k: v for k, v in value.items() if k != 'name'}
   fn = attribute(module, value['name'], where)
   check_options(fn, options, where)

@@ -39,57 +39,22 @@ def make_update_step(
       the result.
     constrain: keeps a batch split over devices (sharding.constrain).
   """
-  sensors = tuple(n for n in method.needs if n not in OBSERVED)
-  # One strictly on-policy update: the old log-prob is this one, detached.
+  # On one strictly on-policy update the old log-prob is this one, detached.
   once = epochs == minibatches == 1
-  fresh = [n for n in method.needs if once and OBSERVED.get(n) in sensors]
+  fresh = tuple(n for n in method.needs if once and OBSERVED.get(n) in live(method))
   observed = {n for n in method.needs if n in OBSERVED and n not in fresh}
   observed |= set(method.prepare_needs)
-
-  def loss_fn(params, frozen, batch):
-    out = sense(forward, params, frozen, batch, sensors)
-    for name in fresh:
-      if getattr(batch, name) is None:
-        now = jax.lax.stop_gradient(getattr(out, OBSERVED[name]))
-        batch = batch.replace(**{name: now})
-    loss, metrics = method.loss(out, batch)
-    return loss, metrics | {'loss': (loss, jnp.float32(1.0 / microbatches))}
-
-  def gradient(params, frozen, batch):
-    grad_fn = jax.grad(loss_fn, has_aux=True)
-    pieces = split(batch, microbatches)
-    if microbatches == 1:
-      return grad_fn(params, frozen, batch)
-    # Weighted sums add up, so a scan of sums is the whole story.
-    first = jax.tree.map(lambda x: x[0], pieces)
-    zero = jax.tree.map(
-      lambda x: jnp.zeros(x.shape, x.dtype),
-      jax.eval_shape(grad_fn, params, frozen, first),
-    )
-
-    def add(total, piece):
-      grads, metrics = grad_fn(params, frozen, piece)
-      grads = jax.tree.map(jnp.add, total[0], grads)
-      return (grads, metrics_lib.add(total[1], metrics)), None
-
-    lowest = {k: -jnp.inf * jnp.ones(()) for k in zero[1] if metrics_lib.is_max(k)}
-    return jax.lax.scan(add, (zero[0], zero[1] | lowest), pieces)[0]
+  gradient = make_gradient(forward, method, fresh, microbatches)
 
   def optimizer_step(state: State, batch: Batch) -> tuple[State, Metrics]:
     batch = constrain(weigh(batch, method))
-    if method.measure is not None:
-      read = functools.partial(
-        sense, forward, state.params, state.frozen, needs=method.measure_needs
-      )
-      batch = method.measure(in_pieces(read, batch, microbatches), batch)
+    batch = couple(forward, method, state, batch, microbatches)
     grads, metrics = gradient(state.params, state.frozen, batch)
-    norms = {
-      f'grad_norm/{role}': (optax.tree.norm(g), jnp.float32(1))
-      for role, g in grads.items()
-    }
+    one = jnp.float32(1)
+    norms = {f'grad_norm/{r}': (optax.tree.norm(g), one) for r, g in grads.items()}
     return guarded(tx, state, grads), metrics | norms
 
-  def update_step(state: State, batch: Batch) -> tuple[State, Metrics]:
+  def update_step(state: State, batch: Batch) -> tuple[State, dict]:
     types.check(batch)
     check_plan(batch, minibatches, microbatches)
     batch = clean(jax.lax.stop_gradient(batch))
@@ -104,8 +69,7 @@ def make_update_step(
       return jax.lax.scan(optimizer_step, state, split(shuffled, minibatches))
 
     state, metrics = jax.lax.scan(epoch, state, jnp.arange(epochs))
-    metrics = metrics_lib.reduce(metrics_lib.reduce(metrics))
-    metrics = metrics_lib.finish(metrics)
+    metrics = metrics_lib.finish(metrics_lib.reduce(metrics_lib.reduce(metrics)))
     state = method.after(state, batch, metrics)
     state = state.replace(step=state.step + 1)
     return state, metrics | {'applied': state.applied, 'skipped': state.skipped}
@@ -113,24 +77,71 @@ def make_update_step(
   return update_step
 
 
+def make_gradient(forward: Forward, method: Method, fresh, microbatches: int):
+  """Returns `gradient(params, frozen, batch) -> (gradient, metrics)` of a minibatch.
+
+  `fresh` names the fields of the batch that are, where empty, this forward pass's own
+  outputs, detached.
+  """
+  sensors = live(method)
+
+  def loss_fn(params, frozen, batch):
+    out = sense(forward, params, frozen, batch, sensors)
+    for name in fresh:
+      if getattr(batch, name) is None:
+        now = jax.lax.stop_gradient(getattr(out, OBSERVED[name]))
+        batch = batch.replace(**{name: now})
+    loss, metrics = method.loss(out, batch)
+    return loss, metrics | {'loss': (loss, jnp.float32(1.0 / microbatches))}
+
+  grad_fn = jax.grad(loss_fn, has_aux=True)
+
+  def gradient(params, frozen, batch):
+    if microbatches == 1:
+      return grad_fn(params, frozen, batch)
+    # Weighted sums add up, so a scan of sums is the whole story.
+
+    def add(total, piece):
+      grads, metrics = grad_fn(params, frozen, piece)
+      return jax.tree.map(jnp.add, total, grads), metrics
+
+    zero = jax.tree.map(jnp.zeros_like, params)
+    grads, metrics = jax.lax.scan(add, zero, split(batch, microbatches))
+    return grads, metrics_lib.reduce(metrics)
+
+  return gradient
+
+
+def live(method: Method) -> tuple[str, ...]:
+  """The sensors that a method's loss reads at every forward pass."""
+  return tuple(n for n in method.needs if n not in OBSERVED)
+
+
 def make_measure(forward: Forward, method: Method):
   """Returns `measure(state, batch) -> metrics`: the loss's metrics, nothing moved."""
-
-  needs = tuple(n for n in method.needs if n not in OBSERVED)
+  names = {n for n in (*method.needs, *method.prepare_needs) if n in OBSERVED}
 
   def measure(state: State, batch: Batch) -> dict:
     types.check(batch)
-    batch = clean(batch)
-    names = {n for n in (*method.needs, *method.prepare_needs) if n in OBSERVED}
-    batch = observe(forward, state, batch, names)
+    batch = observe(forward, state, clean(batch), names)
     batch = weigh(method.prepare(state, batch)[1], method)
-    read = functools.partial(sense, forward, state.params, state.frozen)
-    if method.measure is not None:
-      batch = method.measure(read(batch, method.measure_needs), batch)
-    loss, metrics = method.loss(read(batch, needs), batch)
+    batch = couple(forward, method, state, batch, 1)
+    out = sense(forward, state.params, state.frozen, batch, live(method))
+    loss, metrics = method.loss(out, batch)
     return metrics_lib.finish(metrics | {'loss': (loss, jnp.float32(1))})
 
   return measure
+
+
+def couple(forward: Forward, method: Method, state: State, batch: Batch, pieces: int):
+  """Adds the method's statistics over the whole minibatch, without gradient."""
+  if method.measure is None:
+    return batch
+  read = functools.partial(
+    sense, forward, state.params, state.frozen, needs=method.measure_needs
+  )
+  out = jax.lax.stop_gradient(in_pieces(read, batch, pieces))
+  return method.measure(out, batch)
 
 
 def sense(forward: Forward, params, frozen, batch: Batch, needs) -> Outputs:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-from configs import toy
 
+from configs import toy
 from jaxrl_llm import assemble, log, train
 
 ROOT = Path(__file__).parent.parent
@@ -43,33 +43,24 @@ def config(method='grpo', **sections):
   return c
 
 
-@functools.cache
-def _assembled(text):
-  return assemble.assemble(_CONFIGS[text])
-
-
-_CONFIGS = {}
+_KEPT = {}  # Canonical config -> a Run with the state of its birth.
+_assemble = assemble.assemble  # Tests put `assembled` in its place.
 
 
 def assembled(c) -> assemble.Run:
   """`assemble.assemble`, compiled once per config; each call has its own state."""
-  _CONFIGS[train.canonical(c)] = c
-  run = _assembled(train.canonical(c))
-  return run._replace(state=jax.tree.map(jnp.copy, _born(run)))
-
-
-def _born(run):
-  return _STATES.setdefault(id(run), jax.tree.map(jnp.copy, run.state))
-
-
-_STATES = {}
+  text = train.canonical(c)
+  if text not in _KEPT:
+    _KEPT[text] = _assemble(c)
+  run = _KEPT[text]
+  return run._replace(state=jax.tree.map(jnp.copy, run.state))
 
 
 @functools.cache
 def finished(method='grpo') -> Path:
   """The folder of a finished run, shared by the tests that only read it."""
   folder = Path(tempfile.mkdtemp(dir=CACHE.name)) / method
-  train.main(config(method, log=dict(tensorboard=True)), str(folder))
+  train.main(config(method), str(folder))
   return folder
 
 

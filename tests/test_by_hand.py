@@ -142,9 +142,10 @@ def test_token_stats():
 
 def test_metrics_of_unequal_pieces():
   """AT-8: windows [1, 2] and [3 .. 7] have the mean of the whole, 4.0, not 3.25."""
-  first = {'x': metrics.mean(jnp.array([1.0, 2.0]), jnp.ones(2))}
-  second = {'x': metrics.mean(jnp.arange(3.0, 8.0), jnp.ones(5))}
-  assert float(metrics.finish(metrics.add(first, second))['x']) == 4.0
+  first = {'x': metrics.average(jnp.array([1.0, 2.0]), jnp.ones(2))}
+  second = {'x': metrics.average(jnp.arange(3.0, 8.0), jnp.ones(5))}
+  stacked = jax.tree.map(lambda *x: jnp.stack(x), first, second)
+  assert float(metrics.finish(metrics.reduce(stacked))['x']) == 4.0
 
 
 # ---- Methods -------------------------------------------------------------------------

@@ -53,7 +53,7 @@ def base(name):
   return compiled(name)(toy.state(), toy.batch())
 
 
-def same(got, want, atol=1e-6):
+def check_same(got, want, atol=1e-6):
   """Parameters and every metric agree."""
   chex.assert_trees_all_close(got[0].params, want[0].params, atol=atol)
   chex.assert_trees_all_close(got[1], want[1], atol=atol)
@@ -63,12 +63,12 @@ def same(got, want, atol=1e-6):
 def test_jit_changes_nothing(name):
   step = make_update_step(toy.forward, toy.SGD, method(name))
   with jax.disable_jit():
-    same(step(toy.state(), toy.batch()), base(name))
+    check_same(step(toy.state(), toy.batch()), base(name))
 
 
 @every_method
 def test_microbatches_change_nothing(name):
-  same(compiled(name, microbatches=4)(toy.state(), toy.batch()), base(name))
+  check_same(compiled(name, microbatches=4)(toy.state(), toy.batch()), base(name))
 
 
 @every_method
@@ -80,7 +80,7 @@ def test_devices_change_nothing(name):
   state = toy.state()
   placed = jax.device_put(state, sharding.state_sharding(state, mesh))
   batch = sharding.put_batch(toy.batch(), mesh)
-  same(sharding.compile_step(step, state, mesh)(placed, batch), base(name))
+  check_same(sharding.compile_step(step, state, mesh)(placed, batch), base(name))
 
 
 @every_method
@@ -95,13 +95,13 @@ def test_padding_is_inert(name):
     behavior_logp=jnp.where(inside, 0.0, jnp.nan),
   )
   plain = batch.replace(behavior_logp=jnp.zeros_like(batch.mask))
-  same(compiled(name)(toy.state(), garbage), compiled(name)(toy.state(), plain))
+  check_same(compiled(name)(toy.state(), garbage), compiled(name)(toy.state(), plain))
 
 
 @every_method
 def test_prompt_order_is_irrelevant(name):
   batch = jax.tree.map(lambda x: x[::-1], toy.batch())
-  same(compiled(name)(toy.state(), batch), base(name))
+  check_same(compiled(name)(toy.state(), batch), base(name))
 
 
 @every_method
@@ -115,7 +115,7 @@ def test_an_invalid_group_is_as_good_as_absent(name):
     got, want = step(toy.state(), without), step(toy.state(), others)
   else:
     got, want = (compiled(name)(toy.state(), b) for b in (without, others))
-  same(got, want)
+  check_same(got, want)
 
 
 @every_method

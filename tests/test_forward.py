@@ -222,7 +222,8 @@ def every_token(dtype):
     np.ones((B, V), np.int32),
   )
   see = forward.make_forward({'policy': Decoder(CONFIG, dtype)})
-  return see({'policy': params()['policy']}, {}, one, ('logp',)).logp[..., 0]
+  read = jax.jit(lambda params: see(params, {}, one, ('logp',)).logp[..., 0])
+  return read({'policy': params()['policy']})
 
 
 def test_the_first_ratio_is_one():
@@ -243,7 +244,7 @@ def test_the_first_ratio_is_one():
 
 
 def test_an_unknown_need_is_an_input_error():
-  with pytest.raises(types.InputError, match="'logits'.*'logp'"):
+  with pytest.raises(types.InputError, match=r"'logits'.*'logp'"):
     forward.sensor('logits')
   with pytest.raises(types.InputError, match="'valeu'"):
     forward.roles(('logp', 'aux/valeu'))

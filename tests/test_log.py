@@ -145,10 +145,10 @@ def test_console_without_a_terminal(capsys):
 
 def test_time_left(capsys, monkeypatch):
   # The first step is not timed; the next two take 30 s each, and 7 are left: 210 s.
-  now = iter([100.0, 130.0, 160.0])
-  monkeypatch.setattr(log, 'time', SimpleNamespace(monotonic=lambda: next(now)))
+  clock = {}
+  monkeypatch.setattr(log, 'time', SimpleNamespace(monotonic=lambda: clock['now']))
   screen = log.console(10, 0)
-  for step in (1, 2, 3):
+  for step, clock['now'] in ((1, 100.0), (2, 130.0), (3, 160.0)):
     screen.write(step, 'train', {})
   last = capsys.readouterr().out.splitlines()[-1]
   assert last == 'step 3/10  left 03:30'

@@ -36,7 +36,7 @@ def make_batch(prompts, completions, reward):
 
 
 def reader(row):
-  """A `forward` of tables: `row(batch)` [B, G, T] says where each token is looked up."""
+  """A `forward` of tables: `row(batch)` [B, G, T] is the row each token looks up."""
 
   def forward(params, frozen, batch, needs):
     place = row(batch)

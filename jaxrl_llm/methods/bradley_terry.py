@@ -21,9 +21,9 @@ def bradley_terry(*, center: float = 0.0, l2: float = 0.0) -> Method:
     drift = center * jnp.square(out.score.sum(1))
     drift += l2 * 0.5 * jnp.square(out.score).sum(1)
     return jnp.sum(w * (nll + drift)), {
-      'nll': metrics.mean(nll, w),
-      'margin': metrics.mean(logit, w),
-      'accuracy': metrics.mean((logit > 0).astype(w.dtype), w),
+      'nll': metrics.average(nll, w),
+      'margin': metrics.average(logit, w),
+      'accuracy': metrics.average((logit > 0).astype(w.dtype), w),
     }
 
   return Method(loss, ('score',))

@@ -33,9 +33,9 @@ def cispo(
     gain = jnp.sum(w * bounded * batch.advantage * out.logp)
     return -gain, {
       'gain': (gain, jnp.sum(w)),
-      'ratio': metrics.mean(ratio, w),
+      'ratio': metrics.average(ratio, w),
       'max/ratio': jnp.max(ratio * batch.mask),
-      'clipped': metrics.mean((ratio > ratio_max).astype(w.dtype), w),
+      'clipped': metrics.average((ratio > ratio_max).astype(w.dtype), w),
     }
 
   return Method(loss, ('logp', 'old_logp'), prepare, aggregate=aggregate)

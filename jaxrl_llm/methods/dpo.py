@@ -21,10 +21,10 @@ def dpo(*, beta: float = 0.1, label_smoothing: float = 0.0) -> Method:
     nll -= label_smoothing * jax.nn.log_sigmoid(-logit)
     w = batch.prompt_weight
     return jnp.sum(w * nll), {
-      'margin': metrics.mean(logit, w),
-      'accuracy': metrics.mean((logit > 0).astype(w.dtype), w),
-      'reward_chosen': metrics.mean(beta * h[:, 0], w),
-      'reward_rejected': metrics.mean(beta * h[:, 1], w),
+      'margin': metrics.average(logit, w),
+      'accuracy': metrics.average((logit > 0).astype(w.dtype), w),
+      'reward_chosen': metrics.average(beta * h[:, 0], w),
+      'reward_rejected': metrics.average(beta * h[:, 1], w),
     }
 
   return Method(loss, ('logp', 'ref_logp'))

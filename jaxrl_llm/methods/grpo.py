@@ -43,14 +43,14 @@ def grpo(
     hit = surrogates.clip_fraction(ratio, adv, low=clip_low, high=clip_high)
     found = {
       'gain': (gain, jnp.sum(w)),
-      'ratio': metrics.mean(ratio, w),
+      'ratio': metrics.average(ratio, w),
       'max/ratio': jnp.max(ratio * batch.mask),
-      'clipped': metrics.mean(hit, w),
+      'clipped': metrics.average(hit, w),
     }
     if not beta:
       return -gain, found
     penalty = kl(out.logp, batch.ref_logp) * (ratio if kl_weighted else 1.0)
-    found['kl_ref'] = metrics.mean(kls.k3(out.logp, batch.ref_logp), w)
+    found['kl_ref'] = metrics.average(kls.k3(out.logp, batch.ref_logp), w)
     return beta * jnp.sum(w * penalty) - gain, found
 
   needs = ('logp', 'old_logp') + (('ref_logp',) if beta else ())

@@ -32,9 +32,9 @@ def gspo(
     hit = surrogates.clip_fraction(ratio, adv, low=clip_low, high=clip_high)
     return -gain, {
       'gain': (gain, jnp.sum(w)),
-      'ratio': metrics.mean(ratio, w),
+      'ratio': metrics.average(ratio, w),
       'max/ratio': jnp.max(ratio),
-      'clipped': metrics.mean(hit, w),
+      'clipped': metrics.average(hit, w),
     }
 
   return Method(loss, ('logp', 'old_logp'), prepare)

@@ -21,8 +21,8 @@ def ipo(*, tau: float = 0.1, average: bool = True) -> Method:
     h = sequences.margin(reduce(out.logp - batch.ref_logp, batch.mask))
     w = batch.prompt_weight
     return jnp.sum(w * jnp.square(h - 1 / (2 * tau))), {
-      'margin': metrics.mean(h, w),
-      'accuracy': metrics.mean((h > 0).astype(w.dtype), w),
+      'margin': metrics.average(h, w),
+      'accuracy': metrics.average((h > 0).astype(w.dtype), w),
     }
 
   return Method(loss, ('logp', 'ref_logp'))

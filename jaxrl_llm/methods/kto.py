@@ -44,8 +44,8 @@ def kto(
     lam = jnp.where(batch.reward > 0, desirable, undesirable)
     w = batch.seq_weight
     return jnp.sum(w * lam * (1 - value)), {
-      'value_kto': metrics.mean(value, w),
-      'z0': metrics.mean(batch.extra['z0'], w.sum(1)),
+      'value_kto': metrics.average(value, w),
+      'z0': metrics.average(batch.extra['z0'], w.sum(1)),
     }
 
   sensors = ('aux/logp', 'aux/ref_logp') if mismatched else ('logp', 'ref_logp')

@@ -22,9 +22,9 @@ def orpo(*, lam: float = 0.1) -> Method:
     odds = sequences.margin(sequences.log_odds(logp))
     w, nll, odds_loss = batch.prompt_weight, -logp[:, 0], -jax.nn.log_sigmoid(odds)
     return jnp.sum(w * (nll + lam * odds_loss)), {
-      'nll': metrics.mean(nll, w),
-      'odds_loss': metrics.mean(odds_loss, w),
-      'accuracy': metrics.mean((odds > 0).astype(w.dtype), w),
+      'nll': metrics.average(nll, w),
+      'odds_loss': metrics.average(odds_loss, w),
+      'accuracy': metrics.average((odds > 0).astype(w.dtype), w),
     }
 
   return Method(loss, ('logp',))

@@ -47,11 +47,11 @@ def ppo(
     value_error = 0.5 * jnp.maximum(*map(jnp.square, errors))
     found = {
       'gain': (gain, jnp.sum(w)),
-      'value_loss': metrics.mean(value_error, w),
-      'ratio': metrics.mean(ratio, w),
+      'value_loss': metrics.average(value_error, w),
+      'ratio': metrics.average(ratio, w),
       'max/ratio': jnp.max(ratio * batch.mask),
-      'clipped': metrics.mean(hit, w),
-      'kl_ref': metrics.mean(kls.k3(out.logp, batch.ref_logp), w),
+      'clipped': metrics.average(hit, w),
+      'kl_ref': metrics.average(kls.k3(out.logp, batch.ref_logp), w),
     }
     return value_coef * jnp.sum(w * value_error) - gain, found
 

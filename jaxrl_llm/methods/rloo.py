@@ -30,7 +30,7 @@ def rloo(*, beta: float = 0.03, advantage=advantages.leave_one_out) -> Method:
     gain = jnp.sum(w * batch.advantage * sequences.seq_sum(out.logp, batch.mask))
     found = {'gain': (gain, jnp.sum(w))}
     if beta:
-      found['kl_ref_seq'] = metrics.mean(batch.extra['kl'], w)
+      found['kl_ref_seq'] = metrics.average(batch.extra['kl'], w)
     return -gain, found
 
   needs = ('old_logp', 'ref_logp') if beta else ()

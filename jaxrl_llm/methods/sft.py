@@ -14,6 +14,6 @@ def sft(*, aggregate=weights.token_mean) -> Method:
 
   def loss(out, batch):
     w = batch.weight
-    return -jnp.sum(w * out.logp), {'nll': metrics.mean(-out.logp, w)}
+    return -jnp.sum(w * out.logp), {'nll': metrics.average(-out.logp, w)}
 
   return Method(loss, ('logp',), aggregate=aggregate)

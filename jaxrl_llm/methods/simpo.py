@@ -21,8 +21,8 @@ def simpo(*, beta: float = 2.0, gamma: float = 1.0) -> Method:
     logit = beta * sequences.margin(logp) - gamma
     w = batch.prompt_weight
     return -jnp.sum(w * jax.nn.log_sigmoid(logit)), {
-      'margin': metrics.mean(logit, w),
-      'accuracy': metrics.mean((logit > -gamma).astype(w.dtype), w),
+      'margin': metrics.average(logit, w),
+      'accuracy': metrics.average((logit > -gamma).astype(w.dtype), w),
     }
 
   return Method(loss, ('logp',))

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxrl_llm.types import Array, Metrics
 
 
-def mean(x: Array, weight: Array) -> tuple[Array, Array]:
+def average(x: Array, weight: Array) -> tuple[Array, Array]:
   """The weighted mean of x, as a pair. `weight` has the shape of x."""
   return jnp.sum(x * weight), jnp.sum(weight)
 
@@ -14,14 +14,6 @@ def mean(x: Array, weight: Array) -> tuple[Array, Array]:
 def is_max(name: str) -> bool:
   """Whether a metric reduces by max; its value is then a scalar, not a pair."""
   return name.startswith('max/')
-
-
-def add(a: Metrics, b: Metrics) -> Metrics:
-  """Two pieces' metrics as one."""
-  return {
-    k: jnp.maximum(a[k], b[k]) if is_max(k) else (a[k][0] + b[k][0], a[k][1] + b[k][1])
-    for k in a
-  }
 
 
 def reduce(stacked: Metrics) -> Metrics:

@@ -43,7 +43,6 @@ def make_sampler(
     kernel = head_kernel(params)
     last, prefix = prefill(decoder, params, prompts, prompt_length)
     last = jnp.broadcast_to(last, (b, group, 1, last.shape[-1]))
-    cache = empty_cache(decoder, b, group, max_length)
     slots = jnp.arange(max_length)
 
     def decode(carry):
@@ -60,10 +59,7 @@ def make_sampler(
       )
       return t + 1, hidden, cache, tokens, logp, length, alive
 
-    zeros = jnp.zeros((b, group, max_length))
-    alive = jnp.ones((b, group), bool)
-    length = jnp.zeros((b, group), jnp.int32)
-    carry = (jnp.int32(0), last, cache, zeros.astype(jnp.int32), zeros, length, alive)
+    carry = blank_carry(decoder, last, b, group, max_length)
     going = lambda carry: (carry[0] < max_length) & carry[-1].any()
     *_, tokens, logp, length, alive = jax.lax.while_loop(going, decode, carry)
     return Rollout(
@@ -89,11 +85,18 @@ def row_keys(key: Array, prompt_id: Array, group: int) -> Array:
   )
 
 
-def empty_cache(decoder: Decoder, b: int, group: int, length: int) -> KV:
-  """Room for `length` tokens of every row: KV of [L, B, G, length, ...] zeros."""
+def blank_carry(decoder: Decoder, hidden: Array, b: int, group: int, length: int):
+  """Before the first token: (t, hidden, cache, tokens, logp, length, alive).
+
+  The cache has room for `length` tokens of every row: [L, B, G, length, ...].
+  """
   c = decoder.config
   shape = (c.layers, b, group, length, c.kv_heads, c.head_dim)
-  return KV(jnp.zeros(shape, decoder.dtype), jnp.zeros(shape, decoder.dtype))
+  cache = KV(jnp.zeros(shape, decoder.dtype), jnp.zeros(shape, decoder.dtype))
+  tokens = jnp.zeros((b, group, length), jnp.int32)
+  alive = jnp.ones((b, group), bool)
+  none = jnp.zeros((b, group), jnp.int32)
+  return jnp.int32(0), hidden, cache, tokens, tokens.astype(jnp.float32), none, alive
 
 
 def draw(hidden: Array, kernel: Array, temperature: BG, keys: Array, t: Array):

@@ -1,0 +1,135 @@
+"""More devices give the same numbers, each with its share of the work."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxrl_llm import build, forward, sharding, types
+from jaxrl_llm.models.config import DecoderConfig
+from jaxrl_llm.models.decoder import Decoder, causal
+from jaxrl_llm.step import make_update_step
+from jaxrl_llm.types import State
+
+B, G, P, T, V = 32, 4, 8, 16, 64
+CONFIG = DecoderConfig(
+  vocab=V, width=32, layers=2, heads=4, kv_heads=2, mlp_width=64, head_dim=8
+)
+TX = optax.sgd(0.1)
+MESHES = {
+  'one': dict(fsdp=1),
+  'fsdp': dict(fsdp=8),
+  'data': dict(data=2, fsdp=4),
+  'tensor': dict(fsdp=4, tensor=2),
+}
+
+
+def make_state():
+  zero = jnp.zeros((1, 1, 1), jnp.int32)
+  draw = lambda seed: Decoder(CONFIG).init(jax.random.key(seed), zero, zero, causal(1))
+  policy = jax.tree.map(lambda x: x if (x == 1).all() else 5 * x, draw(1)['params'])
+  params, count = {'policy': policy}, jnp.int32(0)
+  ref = {'ref': draw(2)['params']}
+  return State(count, count, count, params, TX.init(params), ref, {}, jax.random.key(0))
+
+
+def make_batch():
+  rng = np.random.default_rng(0)
+  batch = types.make_batch(
+    rng.integers(0, V, (B, P)).astype(np.int32),
+    rng.integers(1, P + 1, B).astype(np.int32),
+    rng.integers(0, V, (B, G, T)).astype(np.int32),
+    rng.integers(1, T + 1, (B, G)).astype(np.int32),
+  )
+  return batch.replace(
+    reward=rng.normal(size=(B, G)).astype(np.float32),
+    order=rng.permutation(B).astype(np.int32)[:, None],
+  )
+
+
+@functools.cache
+def program(name):
+  """A step of two minibatches in the host's order: (compiled, state, batch)."""
+  axes = MESHES[name]
+  devices = jax.devices()[: 1 if name == 'one' else 8]
+  mesh = sharding.make_mesh(**axes, devices=devices)
+  step = make_update_step(
+    forward.make_forward({'policy': Decoder(CONFIG), 'ref': Decoder(CONFIG)}),
+    TX,
+    build.method('grpo'),
+    minibatches=2,
+    constrain=sharding.constrain(mesh),
+  )
+  state, batch = make_state(), sharding.put_batch(make_batch(), mesh)
+  compiled = sharding.compile_step(step, state, mesh).lower(state, batch).compile()
+  return compiled, mesh, batch
+
+
+def place(state, mesh):
+  return jax.device_put(state, sharding.state_sharding(state, mesh))
+
+
+@functools.cache
+def after(name):
+  compiled, mesh, batch = program(name)
+  state, metrics = compiled(place(make_state(), mesh), batch)
+  return jax.device_get((state.params, metrics))
+
+
+@pytest.mark.parametrize('name', ['fsdp', 'data', 'tensor'])
+def test_the_mesh_changes_no_number(name):
+  """AT-1: parameters, loss and every metric as on one device."""
+  chex.assert_trees_all_close(after(name), after('one'), atol=2e-6, rtol=2e-6)
+
+
+@pytest.mark.parametrize('name', ['fsdp', 'data', 'tensor'])
+def test_every_device_does_its_share(name):
+  """Work per device is an eighth of the whole, in minibatches and in any order.
+
+  XLA counts a loop's body once, on one device as on eight.
+  """
+  flops = lambda name: program(name)[0].cost_analysis()['flops']
+  assert flops(name) < 1.3 * flops('one') / 8
+
+
+def test_the_state_is_updated_in_place():
+  """Donated: its buffers are gone, but for an array it shared with another tree."""
+  compiled, mesh, batch = program('fsdp')
+  state = make_state()
+  policy = state.params['policy']
+  state = place(state.replace(frozen={'ref': jax.tree.map(jnp.array, policy)}), mesh)
+  new, _ = compiled(state, batch)
+  assert all(x.is_deleted() for x in jax.tree.leaves(state.params))
+  again, _ = compiled(new, batch)
+  assert int(again.step) == 2
+  # The reference is what it was: the policy moved, in its own buffers.
+  chex.assert_trees_all_equal(
+    jax.device_get(again.frozen['ref']), jax.device_get(policy)
+  )
+
+
+@pytest.mark.parametrize('axes', MESHES.values())
+def test_every_leaf_of_a_state_has_its_place(axes):
+  """Matrices split over both axes that fit; vectors, counts and the key do not."""
+  mesh = sharding.make_mesh(
+    **axes, devices=jax.devices()[: 1 if axes == {'fsdp': 1} else 8]
+  )
+  found = sharding.state_sharding(make_state(), mesh)
+  layers = found.params['policy']['layers']
+  assert layers['q'].spec == (None, 'fsdp', 'tensor')
+  assert layers['down'].spec == (None, 'tensor', 'fsdp')
+  assert found.frozen['ref']['embed'].spec == ('tensor', 'fsdp')
+  for leaf in (found.params['policy']['final_norm'], found.step, found.key):
+    assert leaf.is_fully_replicated
+
+
+def test_an_axis_that_does_not_fit_is_left_whole():
+  """A width of 4 over 8 devices."""
+  mesh = sharding.make_mesh(fsdp=8)
+  state = {'params': {'policy': {'embed': np.zeros((6, 4))}}}
+  spec = sharding.state_sharding(state, mesh)['params']['policy']['embed'].spec
+  assert spec == ('tensor', None)  # One device splits anything.
