@@ -13,11 +13,13 @@ from jaxrl_llm.default_config import default_config
 
 def get_config() -> config_dict.ConfigDict:
   c = default_config('quickstart', 'grpo')
-  c.steps = 40
+  c.steps = 30
+  c.evaluation.every = 10
   c.optimizer.policy.decay = 'linear'
   c.task = dict(
     name='arithmetic',
-    template='State the final answer to the following arithmetic problem: {a} {op} {b} =',
+    template='State the final answer to the following arithmetic problem: '
+    '{a} {op} {b} =',
     operations=('+', '-'),
     low=0,
     high=20,

@@ -51,8 +51,16 @@ def main(argv: list[str]) -> None:
 def parse(argv: list[str]) -> list[str]:
   """Flags; a mistake in a config flag reads as one line, like any other."""
   try:
-    return flags.FLAGS(argv, known_only=False)
-  except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+    left = flags.FLAGS(argv, known_only=False)
+    if CONFIG.value is not None:
+      CONFIG.value.to_dict()  # A file that is not there shows when it is first read.
+    return left
+  except OSError as error:
+    path = config_flags.get_config_filename(flags.FLAGS['config'])
+    raise InputError(
+      f'--config: cannot read {path}. Name a file in configs/.'
+    ) from error
+  except (AttributeError, KeyError, TypeError, ValueError) as error:
     raise InputError(f'Flags: {error}') from error
   except flags.Error as error:
     raise InputError(f'Flags: {error}') from error

@@ -21,6 +21,7 @@ SECTIONS = {
   '': ('name', 'seed', 'steps'),
   'model': ('name', 'dtype', 'remat'),
   'method': ('name',),
+  'optimizer': (),
   'plan': ('epochs', 'minibatches', 'microbatches'),
   'mesh': ('data', 'fsdp', 'tensor'),
   'source': ('name', 'prompts', 'max_prompt', 'max_length'),
@@ -71,7 +72,13 @@ def assemble(config) -> Run:
   mesh = make_mesh(config)
   text = make_text(config, model)
   decoders = {
-    role: Decoder(model.config, dtype, config.model.remat, role in ('critic', 'reward'))
+    role: Decoder(
+      model.config,
+      dtype,
+      config.model.remat,
+      scalar=role in ('critic', 'reward'),
+      spread=sharding.constrain(mesh),
+    )
     for role in ('policy', 'ref', 'critic', 'reward')
   }
   see = forward.make_forward(decoders)

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from matplotlib.figure import Figure
+
 from jaxrl_llm.log import read_lines
 
 # Training curves, in order of preference; the first four that a run has are drawn.
@@ -18,29 +20,23 @@ INK, SOFT = '#1f4e79', '#9dbcd4'
 
 def figure(metrics: Path, out: Path) -> None:
   """Held-out accuracy with its interval where there is one, then training curves."""
-  import matplotlib
-
-  matplotlib.use('Agg')
-  from matplotlib import pyplot
-
   records = read_lines(metrics)
   train = [r for r in records if r['split'] == 'train']
   held = [r for r in records if r['split'] == 'eval' and 'eval/accuracy' in r]
-  names = [n for n in CURVES if any(n in r for r in train)]
+  names = [n for n in CURVES if any(r.get(n) is not None for r in train)]
   names = names[: 3 if held else 4]
   count = len(names) + bool(held)
   if not count:
     return
-  fig, axes = pyplot.subplots(1, count, figsize=(3.6 * count, 3), squeeze=False)
-  panels = list(axes[0])
+  # Not pyplot, which would take over a notebook's own figures.
+  fig = Figure(figsize=(3.6 * count, 3), layout='tight')
+  panels = list(fig.subplots(1, count, squeeze=False)[0])
   if held:
     draw_held_out(panels.pop(0), held)
   for axis, name in zip(panels, names):
     points = [(r['step'], r[name]) for r in train if r.get(name) is not None]
     draw_curve(axis, points, CURVES[name])
-  fig.tight_layout()
   fig.savefig(out, dpi=150)
-  pyplot.close(fig)
 
 
 def draw_held_out(axis, held) -> None:

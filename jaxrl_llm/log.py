@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import tqdm
 
 from jaxrl_llm.types import InputError
@@ -78,15 +79,25 @@ def truncate_after(path: Path, step: int, evaluated: int) -> None:
 
 def append(path: Path, record: dict) -> None:
   """Adds one line; NaN and infinities, which JSON lacks, become null."""
-  known = lambda x: None if isinstance(x, float) and not math.isfinite(x) else x
   with path.open('a') as file:
-    file.write(json.dumps({k: known(v) for k, v in record.items()}) + '\n')
+    file.write(json.dumps({k: plain(v) for k, v in record.items()}) + '\n')
+
+
+def plain(value: Any) -> Any:
+  """What JSON can hold of a metric: NumPy scalars as Python's, NaN as None."""
+  value = value.item() if isinstance(value, np.generic) else value
+  return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def jsonl(path: Path) -> Sink:
   """One line per record: step, split and the metrics."""
   write = lambda step, split, m: append(path, {'step': step, 'split': split, **m})
   return Sink(write, lambda: None)
+
+
+def tag(split: str, name: str) -> str:
+  """'train/reward', 'eval/accuracy': the split once."""
+  return f'{split}/{name.removeprefix("eval/")}'
 
 
 def tensorboard(folder: Path, step: int) -> Sink:
@@ -97,7 +108,7 @@ def tensorboard(folder: Path, step: int) -> Sink:
 
   def write(step, split, metrics):
     for name, value in metrics.items():
-      writer.add_scalar(f'{split}/{name}', value, step)
+      writer.add_scalar(tag(split, name), value, step)
 
   return Sink(write, writer.close)
 
@@ -111,9 +122,7 @@ def wandb(name: str, config: dict, folder: Path) -> Sink:
       "config.log.wandb needs a package; run: pip install -e '.[wandb]'"
     ) from error
   run = service.init(project='jaxrl_llm', name=name, config=config, dir=str(folder))
-  write = lambda step, split, m: run.log(
-    {f'{split}/{k}': v for k, v in m.items()}, step
-  )
+  write = lambda step, split, m: run.log({tag(split, k): v for k, v in m.items()}, step)
   return Sink(write, run.finish)
 
 
@@ -144,18 +153,20 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> dict[str, Any]:
-  """Git commit and dirty flag of this package's checkout, if it is one."""
-  git = ['git', '-C', str(Path(__file__).parent)]
+  """Git commit and dirty flag of this package's own checkout, if it is one."""
+  root = Path(__file__).resolve().parents[1]
+  ask = lambda *words: subprocess.check_output(
+    ['git', '-C', str(root), *words], text=True, stderr=subprocess.DEVNULL, timeout=10
+  ).strip()
   try:
-    ask = lambda *words: subprocess.check_output(
-      [*git, *words], text=True, stderr=subprocess.DEVNULL, timeout=10
-    )
-    return {
-      'commit': ask('rev-parse', 'HEAD').strip(),
-      'dirty': bool(ask('status', '--porcelain').strip()),
-    }
+    if Path(ask('rev-parse', '--show-toplevel')).resolve() == root:
+      return {
+        'commit': ask('rev-parse', 'HEAD'),
+        'dirty': bool(ask('status', '--porcelain')),
+      }
   except (OSError, subprocess.SubprocessError):
-    return {'commit': None, 'dirty': None}
+    pass
+  return {'commit': None, 'dirty': None}
 
 
 # ---- Console -------------------------------------------------------------------------

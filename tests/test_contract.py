@@ -178,7 +178,7 @@ def test_gradient_is_the_slope(name):
   """Central differences in float64, along a random direction, off policy."""
   if name == 'cispo':  # Detaches its ratio: its slope is worked by hand instead.
     return check_cispo_slope()
-  with jax.enable_x64(True):
+  with toy.float64():
     wide = lambda t: jax.tree.map(
       lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x, t
     )

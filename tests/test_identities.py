@@ -1,5 +1,6 @@
 """Sentences from papers, as equalities. The toy's tables make them exact."""
 
+import contextlib
 import itertools
 import json
 
@@ -370,7 +371,7 @@ def test_preference_losses(title, wide):
   """AT-47: value and slope in each completion's log-prob, against NumPy."""
   want = GOLDEN['losses'][title]
   m = build.method(want['method'], **want['options'])
-  with jax.enable_x64(wide):
+  with toy.float64() if wide else contextlib.nullcontext():
     x = {k: jnp.asarray(np.array(v), float) for k, v in GOLDEN['inputs'].items()}
     mask = (jnp.arange(8)[None, None] < x['length'][..., None]).astype(float)
     spread = lambda total: total[..., None] / x['length'][..., None] * mask

@@ -13,6 +13,13 @@ B, G, P, T, V = 8, 2, 3, 5, 5
 SGD = optax.sgd(1.0)
 
 
+def float64():
+  """A context in which 64-bit numbers exist. jax.enable_x64 is new in jax 0.8."""
+  if hasattr(jax, 'enable_x64'):
+    return jax.enable_x64(True)
+  return jax.experimental.enable_x64()
+
+
 def forward(params, frozen, batch, needs):
   """The sensors of jaxrl_llm.forward, on tables."""
   trees = {'params': params, 'frozen': frozen}

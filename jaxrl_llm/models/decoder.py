@@ -5,6 +5,7 @@ Prompts run once per group; completions attend to their group's prompt through
 cache see the same numbers (rollout/sampler.py).
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -39,13 +40,16 @@ class Decoder(nn.Module):
   """Tokens to hidden states after the final norm; heads read those.
 
   `scalar` gives the tree a vector `scalar [D]` in place of a language-model head: a
-  critic or a reward model.
+  critic or a reward model. `spread` keeps activations split over prompts
+  (sharding.constrain): without it the partitioner follows the split of the weights and
+  gathers the batch on every device.
   """
 
   config: DecoderConfig
   dtype: jnp.dtype = jnp.float32
   remat: str = 'none'
   scalar: bool = False
+  spread: Callable[[Array], Array] = lambda x: x
 
   @nn.compact
   def __call__(
@@ -73,7 +77,7 @@ class Decoder(nn.Module):
       self.param('scalar', nn.initializers.zeros, (c.width,))
     elif not c.tied:
       self.param('head', normal, (c.width, c.vocab))
-    x = embed.astype(self.dtype)[tokens]
+    x = self.spread(embed.astype(self.dtype)[tokens])
     block = Block
     if self.remat != 'none':
       block = nn.remat(Block, policy=REMAT[self.remat], prevent_cse=False)
@@ -83,7 +87,7 @@ class Decoder(nn.Module):
       split_rngs={'params': True},
       in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0, 0, nn.broadcast),
       length=c.layers,
-    )(c, self.dtype, name='layers')
+    )(c, self.dtype, self.spread, name='layers')
     prefix_kv, prefix_mask = (None, None) if prefix is None else prefix
     x, kv = layers(x, positions, mask, prefix_mask, prefix_kv, cache, index)
     scale = self.param('final_norm', nn.initializers.ones, (c.width,))
@@ -95,6 +99,7 @@ class Block(nn.Module):
 
   config: DecoderConfig
   dtype: jnp.dtype
+  spread: Callable[[Array], Array]
 
   @nn.compact
   def __call__(self, x, positions, mask, prefix_mask, prefix, cache, index):
@@ -118,11 +123,11 @@ class Block(nn.Module):
       write = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, index, 2)
       kv = jax.tree.map(write, cache, kv)
     out = attend(q, kv, mask, prefix, prefix_mask)
-    x += dense('o', out.reshape(*out.shape[:3], -1), c.width)
+    x = self.spread(x + dense('o', out.reshape(*out.shape[:3], -1), c.width))
     h = norm('mlp_norm', x)
     gate = nn.silu(dense('gate', h, c.mlp_width))
     x += dense('down', gate * dense('up', h, c.mlp_width), c.width)
-    return x, kv
+    return self.spread(x), kv
 
 
 def rms_norm(x: Array, scale: Array, eps: float) -> Array:

@@ -18,29 +18,31 @@ def token_stats(
   Args:
     hidden: [B, G, T, D], the state before each token; kernel: [V, D].
     tokens: [B, G, T] int32; temperature: [B, G].
-    chunk: tokens per piece. Forward and backward hold [chunk, V] at a time.
+    chunk: tokens per piece, taken from every prompt so that each device keeps its
+      share; at least one of each. Forward and backward hold [chunk, V] at a time.
 
   Returns:
     logp, entropy: [B, G, T] float32.
   """
-  shape = tokens.shape
-  warmth = jnp.broadcast_to(temperature[..., None], shape)
-  flat = (hidden.reshape(-1, hidden.shape[-1]), tokens.reshape(-1), warmth.reshape(-1))
-  n = flat[1].shape[0]
-  chunk = min(chunk, n)
-  pad = -n % chunk
+  b, g, t = tokens.shape
+  warmth = jnp.broadcast_to(temperature[..., None], tokens.shape)
+  rows = (hidden.reshape(b, g * t, -1), tokens.reshape(b, -1), warmth.reshape(b, -1))
+  width = min(max(chunk // b, 1), g * t)
+  pad = -(g * t) % width
 
   def pieces(x):
-    # Padding repeats the first row: its numbers are finite and are dropped below.
-    x = jnp.concatenate([x, jnp.repeat(x[:1], pad, 0)]) if pad else x
-    return x.reshape(-1, chunk, *x.shape[1:])
+    # Padding repeats the first slot: its numbers are finite and are dropped below.
+    x = jnp.concatenate([x, jnp.repeat(x[:, :1], pad, 1)], 1) if pad else x
+    return jnp.moveaxis(x.reshape(b, -1, width, *x.shape[2:]), 1, 0)
 
   @jax.checkpoint
   def piece(x):
-    return logits_stats(logits(x[0], kernel), x[1], x[2])
+    hidden, tokens, warmth = (y.reshape(b * width, *y.shape[2:]) for y in x)
+    stats = logits_stats(logits(hidden, kernel), tokens, warmth)
+    return tuple(y.reshape(b, width) for y in stats)
 
-  logp, entropy = jax.lax.map(piece, jax.tree.map(pieces, flat))
-  back = lambda x: x.reshape(-1)[:n].reshape(shape)
+  logp, entropy = jax.lax.map(piece, jax.tree.map(pieces, rows))
+  back = lambda x: jnp.moveaxis(x, 0, 1).reshape(b, -1)[:, : g * t].reshape(b, g, t)
   return back(logp), back(entropy)
 
 

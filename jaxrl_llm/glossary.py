@@ -1,0 +1,69 @@
+"""What every metric means. python -m jaxrl_llm.glossary prints it for the README."""
+
+# A name that ends in '/' is a prefix: 'lr/' explains lr/policy, lr/critic and so on.
+GLOSSARY: dict[str, str] = {
+  'reward': 'Mean over completions of the weighted sum of rewards.',
+  'reward/': 'Mean over completions of one reward alone, before its weight.',
+  'reward_std': 'Standard deviation of the reward within a group, mean over groups.',
+  'groups_tied': 'Share of groups whose rewards are all equal: they teach nothing.',
+  'length': 'Mean length of a completion, in tokens, the stop token included.',
+  'truncated': 'Share of completions that ended for want of room.',
+  'tokens': 'Completion tokens of this step, those thrown away included.',
+  'rollouts': 'Completions sampled since the start, those thrown away included.',
+  'epoch': 'Passes over the data set since the start.',
+  'loss': 'What the optimizer minimises; on policy its value is near 0, its slope not.',
+  'gain': 'The advantage-weighted part of the objective, which is maximised.',
+  'ratio': 'Mean of pi / pi_old: per token, or per completion where the method says so.',
+  'max/ratio': 'Largest pi / pi_old of the step.',
+  'clipped': 'Share of tokens (or completions) whose gradient the clip removes or caps.',
+  'kl_ref': 'KL from the policy to the reference by k3, in nats per token.',
+  'kl_ref_seq': 'log pi / ref summed over a completion, mean, in nats per completion.',
+  'value_loss': 'Half the squared error of the critic, clipped, per token.',
+  'nll': 'Negative log-likelihood: nats per token, or per pair for a reward model.',
+  'margin': 'Mean logit by which the chosen completion beats the rejected one.',
+  'accuracy': 'Share of pairs whose chosen completion scores above the rejected one.',
+  'reward_chosen': 'Mean implicit reward, beta log pi / ref, of chosen completions.',
+  'reward_rejected': 'Mean implicit reward, beta log pi / ref, of rejected completions.',
+  'odds_loss': 'Negative log-sigmoid of the log odds ratio, per pair.',
+  'value_kto': 'Mean of sigmoid(+-beta (log pi / ref - z0)), between 0 and 1.',
+  'z0': 'Baseline of kto: estimated KL to the reference, in nats per completion.',
+  'grad_norm/': "Global norm of a role's gradient before clipping.",
+  'lr/': "Learning rate of a role at this step's first update.",
+  'applied': 'Optimizer updates since the start.',
+  'skipped': 'Updates left out since the start because the gradient was not finite.',
+  'tokens_per_second': 'Completion tokens over the time of sampling, reward and update.',
+  'seconds/rollout': 'Time to sample, in seconds.',
+  'seconds/reward': 'Time to decode and score, in seconds.',
+  'seconds/update': 'Time of the update, in seconds; the first compiles.',
+  'seconds/eval': 'Time of the held-out evaluation, in seconds.',
+  'eval/accuracy': 'Share of held-out answers that are wholly right; of pairs, as above.',
+  'eval/low': 'Lower end of its 95 % Wilson interval.',
+  'eval/high': 'Upper end of its 95 % Wilson interval.',
+  'eval/score': 'Mean held-out score, partial credit included.',
+  'eval/length': 'Mean length of a held-out answer, in tokens.',
+  'eval/': "A metric of the method's loss, on held-out rows.",
+}
+
+
+def explain(name: str) -> str:
+  """The sentence for a metric: its own, or that of the longest prefix of its name.
+
+  Raises:
+    KeyError: it has none.
+  """
+  prefixes = [k for k in GLOSSARY if k.endswith('/') and name.startswith(k)]
+  known = [k for k in (name, max(prefixes, key=len, default='')) if k in GLOSSARY]
+  if not known:
+    raise KeyError(f'{name!r} is in no line of jaxrl_llm/glossary.py.')
+  return GLOSSARY[known[0]]
+
+
+def table() -> str:
+  """The glossary as a markdown table."""
+  show = lambda name: f'`{name}*`' if name.endswith('/') else f'`{name}`'
+  rows = [f'| {show(name)} | {words} |' for name, words in GLOSSARY.items()]
+  return '\n'.join(['| metric | meaning |', '|---|---|', *rows])
+
+
+if __name__ == '__main__':
+  print(table())

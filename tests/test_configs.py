@@ -1,0 +1,94 @@
+"""Every config trains, every method of the toy too, and every metric is explained."""
+
+import importlib.util
+import json
+import pkgutil
+import re
+
+import pytest
+import runs
+
+from jaxrl_llm import build, glossary, log, methods, train
+from jaxrl_llm.models import pretrained
+
+CONFIGS = sorted((runs.ROOT / 'configs').glob('[a-z]*.py'))
+METHODS = [m.name for m in pkgutil.iter_modules(methods.__path__)]
+QUICK = ('grpo', 'ppo', 'kto', 'bradley_terry', 'rloo')  # One of each kind of step.
+
+
+def loaded(path):
+  spec = importlib.util.spec_from_file_location(f'configs_{path.stem}', path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda p: p.stem)
+def test_a_config_is_plain_data_and_names_a_method(path):
+  c = loaded(path).get_config()
+  assert json.loads(train.canonical(c)) == c.to_dict()
+  options = c.method.to_dict()
+  built = build.method(options.pop('name'), **options)
+  assert 'logp' in built.needs
+  assert loaded(path).__doc__.strip().endswith('.')
+  for part in ('task', 'data'):
+    if part in c:
+      build.find(f'jaxrl_llm.{part.replace("task", "tasks")}', c[part].name, part)
+
+
+def test_there_are_fifteen_methods():
+  assert len(METHODS) == 15
+  assert set(QUICK) < set(METHODS)
+
+
+@pytest.mark.parametrize(
+  'name',
+  [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in METHODS],
+)
+def test_a_method_trains_and_its_metrics_are_explained(name, tmp_path):
+  c = runs.config(name, steps=2, evaluation=dict(every=2))
+  train.main(c, str(tmp_path))
+  records = log.read_lines(tmp_path / 'metrics.jsonl')
+  assert [(r['step'], r['split']) for r in records] == [
+    (0, 'eval'),
+    (1, 'train'),
+    (2, 'train'),
+    (2, 'eval'),
+  ]
+  names = {k for r in records for k in r} - {'step', 'split'}
+  assert {'loss', 'tokens_per_second', 'skipped', 'seconds/update'} < names
+  assert all(v is not None for r in records for v in r.values()), records
+  assert records[2]['applied'] == 2
+  for metric in names:
+    assert glossary.explain(metric).endswith('.')
+
+
+def test_the_longest_prefix_explains():
+  assert glossary.explain('eval/accuracy').startswith('Share of held-out answers')
+  assert glossary.explain('eval/margin') == glossary.GLOSSARY['eval/']
+  assert glossary.explain('lr/critic') == glossary.GLOSSARY['lr/']
+  with pytest.raises(KeyError, match='unheard'):
+    glossary.explain('unheard')
+
+
+def test_no_word_of_the_glossary_is_stale():
+  """Each exact name stands in quotes somewhere in the package."""
+  sources = [p for p in (runs.ROOT / 'jaxrl_llm').rglob('*.py')]
+  text = '\n'.join(p.read_text() for p in sources if p.name != 'glossary.py')
+  gone = [n for n in glossary.GLOSSARY if not re.search(rf"['\"]{n}", text)]
+  assert [n for n in gone if n not in ('lr/', 'grad_norm/', 'reward/', 'eval/')] == []
+
+
+def test_the_readme_has_the_glossary():
+  text = (runs.ROOT / 'README.md').read_text()
+  block = re.search(r'<!-- glossary -->\n(.*?)\n<!-- /glossary -->', text, re.S)
+  assert block.group(1) == glossary.table(), 'Run: python -m jaxrl_llm.glossary'
+
+
+def test_the_tiny_model_is_tiny():
+  """104 x 64 embedding + 2 x (2 x 64 + 64 x (64 + 32 + 32 + 64) + 3 x 64 x 128) + 64.
+
+  = 6656 + 2 x (128 + 12288 + 24576) + 64 = 80704.
+  """
+  params = pretrained.load('tiny').params
+  assert sum(x.size for x in runs.jax.tree.leaves(params)) == 80704
