@@ -21,6 +21,9 @@ def main(argv: list[str]) -> None:
   parser.add_argument('--max_length', type=int, default=64, help='tokens')
   parser.add_argument('--seed', type=int, default=0)
   args = parser.parse_args(argv)
+  for name, lowest in {'samples': 1, 'max_length': 1, 'temperature': 0}.items():
+    if (value := vars(args)[name]) < lowest:
+      raise InputError(f'--{name}={value}; give at least {lowest}.')
   policy = restored.policy(args.workdir)
   tokenizer = policy.tokenizer
   ids = pretrained.encode_chat(tokenizer, [{'role': 'user', 'content': args.prompt}])

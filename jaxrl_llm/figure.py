@@ -42,11 +42,13 @@ def figure(metrics: Path, out: Path) -> None:
 def draw_held_out(axis, held) -> None:
   step = [r['step'] for r in held]
   value = [100 * r['eval/accuracy'] for r in held]
+  title = 'held-out accuracy, %'
   if 'eval/low' in held[0]:
+    title += ' (95 % interval)'
     low, high = ([100 * r[f'eval/{k}'] for r in held] for k in ('low', 'high'))
     axis.fill_between(step, low, high, color=SOFT, alpha=0.5, lw=0)
   axis.plot(step, value, 'o-', color=INK, ms=4)
-  finish(axis, 'held-out accuracy, % (95 % interval)')
+  finish(axis, title)
 
 
 def draw_curve(axis, points, title: str) -> None:

@@ -23,7 +23,7 @@ def policy(workdir: str) -> Policy:
   """The newest checkpoint's policy.
 
   Raises:
-    InputError: the folder holds no run, or a run without a checkpoint.
+    InputError: the folder holds no run, or one without a checkpoint or a policy.
   """
   record = Path(workdir) / 'run.json'
   if not record.exists():
@@ -33,5 +33,9 @@ def policy(workdir: str) -> Policy:
   found = checkpoint.restore(workdir, run.state)
   if found is None:
     raise InputError(f'{workdir} has no checkpoint yet.')
+  if 'policy' not in found[0].params:
+    raise InputError(
+      f'{workdir} trains {sorted(found[0].params)} and no policy to sample or export.'
+    )
   decoder = Decoder(run.model.config, assemble.DTYPES[config.model.dtype])
   return Policy(decoder, found[0].params['policy'], run.model.tokenizer)

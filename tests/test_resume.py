@@ -58,7 +58,10 @@ def killed_at(monkeypatch, module, name, count):
   monkeypatch.setattr(module, name, dying)
 
 
-@pytest.fixture(params=PLANS)
+SLOW = pytest.param('dapo', marks=pytest.mark.slow)
+
+
+@pytest.fixture(params=['grpo', 'ppo', 'dpo', SLOW])
 def plan(request, tmp_path):
   c = runs.config(request.param, **PLANS[request.param])
   train.main(c, str(tmp_path / 'whole'))

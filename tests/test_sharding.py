@@ -28,13 +28,28 @@ MESHES = {
 }
 
 
-def make_state():
+@functools.cache
+def weights(seed):
+  """A decoder's parameters, on the host."""
   zero = jnp.zeros((1, 1, 1), jnp.int32)
-  draw = lambda seed: Decoder(CONFIG).init(jax.random.key(seed), zero, zero, causal(1))
-  policy = jax.tree.map(lambda x: x if (x == 1).all() else 5 * x, draw(1)['params'])
-  params, count = {'policy': policy}, jnp.int32(0)
-  ref = {'ref': draw(2)['params']}
-  return State(count, count, count, params, TX.init(params), ref, {}, jax.random.key(0))
+  init = jax.jit(lambda key: Decoder(CONFIG).init(key, zero, zero, causal(1))['params'])
+  tree = jax.device_get(init(jax.random.key(seed)))
+  return jax.tree.map(lambda x: x if (x == 1).all() else 5 * x, tree)
+
+
+def make_state():
+  policy = jax.tree.map(jnp.array, weights(1))
+  params = {'policy': policy}
+  return State(
+    step=jnp.int32(0),  # Each its own array: one donated twice would be an error.
+    applied=jnp.int32(0),
+    skipped=jnp.int32(0),
+    params=params,
+    opt_state=TX.init(params),
+    frozen={'ref': jax.tree.map(jnp.array, weights(2))},
+    extra={},
+    key=jax.random.key(0),
+  )
 
 
 def make_batch():
@@ -51,12 +66,16 @@ def make_batch():
   )
 
 
+def mesh_of(name):
+  return sharding.make_mesh(
+    **MESHES[name], devices=jax.devices()[: 1 if name == 'one' else 8]
+  )
+
+
 @functools.cache
 def program(name):
   """A step of two minibatches in the host's order: (compiled, state, batch)."""
-  axes = MESHES[name]
-  devices = jax.devices()[: 1 if name == 'one' else 8]
-  mesh = sharding.make_mesh(**axes, devices=devices)
+  mesh = mesh_of(name)
   decoder = Decoder(CONFIG, spread=sharding.constrain(mesh))
   step = make_update_step(
     forward.make_forward({'policy': decoder, 'ref': decoder}),
@@ -105,39 +124,34 @@ def test_every_device_holds_its_share(name):
 
 
 def test_the_state_is_updated_in_place():
-  """Donated: its buffers are gone, but for an array it shared with another tree."""
+  """Donated: its buffers are gone. A reference of equal numbers is its own copy."""
   compiled, mesh, batch = program('fsdp')
   state = make_state()
-  policy = state.params['policy']
-  state = place(state.replace(frozen={'ref': jax.tree.map(jnp.array, policy)}), mesh)
-  new, _ = compiled(state, batch)
+  state = place(
+    state.replace(frozen={'ref': jax.tree.map(jnp.array, weights(1))}), mesh
+  )
+  new, first = compiled(state, batch)
   assert all(x.is_deleted() for x in jax.tree.leaves(state.params))
+  assert abs(float(first['kl_ref'])) < 1e-2  # It starts at the reference.
   again, _ = compiled(new, batch)
-  assert int(again.step) == 2
-  # The reference is what it was: the policy moved, in its own buffers.
-  chex.assert_trees_all_equal(
-    jax.device_get(again.frozen['ref']), jax.device_get(policy)
-  )
+  assert (int(again.step), int(again.applied)) == (2, 4)
+  chex.assert_trees_all_equal(jax.device_get(again.frozen['ref']), weights(1))
 
 
-@pytest.mark.parametrize('axes', MESHES.values())
-def test_every_leaf_of_a_state_has_its_place(axes):
-  """Matrices split over both axes that fit; vectors, counts and the key do not."""
-  mesh = sharding.make_mesh(
-    **axes, devices=jax.devices()[: 1 if axes == {'fsdp': 1} else 8]
-  )
-  found = sharding.state_sharding(make_state(), mesh)
-  layers = found.params['policy']['layers']
-  assert layers['q'].spec == (None, 'fsdp', 'tensor')
-  assert layers['down'].spec == (None, 'tensor', 'fsdp')
-  assert found.frozen['ref']['embed'].spec == ('tensor', 'fsdp')
-  for leaf in (found.params['policy']['final_norm'], found.step, found.key):
+@pytest.mark.parametrize('name', MESHES)
+def test_every_leaf_of_a_state_has_its_place(name):
+  """Matrices split over both axes; vectors, counts and the key do not."""
+  found = sharding.state_sharding(make_state(), mesh_of(name))
+  policy = found.params['policy']
+  assert tuple(policy['layers']['q'].spec) == (None, 'fsdp', 'tensor')
+  assert tuple(policy['layers']['down'].spec) == (None, 'tensor', 'fsdp')
+  assert tuple(found.frozen['ref']['embed'].spec) == ('tensor', 'fsdp')
+  for leaf in (policy['final_norm'], policy['layers']['attn_norm'], found.step):
     assert leaf.is_fully_replicated
 
 
 def test_an_axis_that_does_not_fit_is_left_whole():
-  """A width of 4 over 8 devices."""
-  mesh = sharding.make_mesh(fsdp=8)
+  """A width of 4 over 8 devices; the tensor axis has one device and splits anything."""
   state = {'params': {'policy': {'embed': np.zeros((6, 4))}}}
-  spec = sharding.state_sharding(state, mesh)['params']['policy']['embed'].spec
-  assert spec == ('tensor', None)  # One device splits anything.
+  found = sharding.state_sharding(state, mesh_of('fsdp'))
+  assert tuple(found['params']['policy']['embed'].spec) == ('tensor', None)

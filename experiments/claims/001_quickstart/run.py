@@ -8,6 +8,7 @@ About ten minutes an arm on two CPU cores. Arms that are done are not run again.
 import argparse
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -38,7 +39,8 @@ def main() -> None:
   result['verdict'] = verdict(result)
   write_json(HERE / 'result.json', result)
   write_curve(root)
-  print(result['verdict'])
+  shutil.copy(root / 'seed0' / 'figure.png', HERE / 'figure.png')
+  print(f'{table(result)}\n{result["verdict"]}')
 
 
 def summary(folder: Path) -> dict:
@@ -60,6 +62,27 @@ def summary(folder: Path) -> dict:
     'seconds_in_evaluation': sum(r['seconds/eval'] for r in held),
     **{k: record[k] for k in kept},
   }
+
+
+def table(result: dict) -> str:
+  """The README's table: an arm a line."""
+  percent = lambda m: (
+    f'{100 * m["eval/accuracy"]:.1f} % '
+    f'[{100 * m["eval/low"]:.1f}, {100 * m["eval/high"]:.1f}]'
+  )
+  rows = [
+    '| run | held-out accuracy before | after | completions |',
+    '|---|---|---|---|',
+  ]
+  for arm, a in result['arms'].items():
+    words = (
+      arm.replace('_', ' ').replace('seed', 'seed ').replace('no kl', 'without KL,')
+    )
+    rows.append(
+      f'| {words} | {percent(a["before"])} | {percent(a["after"])} | '
+      f'{a["rollouts"]:.0f} |'
+    )
+  return '\n'.join(rows)
 
 
 def write_curve(root: Path) -> None:

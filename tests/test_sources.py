@@ -1,0 +1,277 @@
+"""Batches: which rows, in what order, and that their ids are those sampled."""
+
+import jax
+import numpy as np
+import pytest
+import runs
+
+from jaxrl_llm import sources, types
+from jaxrl_llm.data import examples
+from jaxrl_llm.data.examples import Example
+from jaxrl_llm.models import pretrained
+from jaxrl_llm.sources import Drawn, Text
+from jaxrl_llm.tasks.records import Record
+from jaxrl_llm.types import InputError, Rollout
+
+STOP = 96  # <eos>, after the 95 printable characters and newline.
+TOKENIZER = pretrained.load('tiny').tokenizer
+
+
+def text(max_prompt=8):
+  return Text(
+    lambda m: pretrained.encode_chat(TOKENIZER, m),
+    lambda ids: TOKENIZER.decode(ids, skip_special_tokens=True),
+    max_prompt,
+  )
+
+
+def ask(content):
+  return [{'role': 'user', 'content': content}]
+
+
+# ---- on_policy -----------------------------------------------------------------------
+
+
+def test_the_ids_trained_are_the_ids_sampled():
+  """AT-35: no id passes through text, not even one that text would not give back."""
+  rng = np.random.default_rng(0)
+  tokens = rng.integers(0, 104, (2, 3, 4)).astype(np.int32)  # Reserved ids among them.
+  length = np.array([[4, 1, 2], [3, 4, 4]], np.int32)
+  asked = {}
+
+  def sample(params, prompts, prompt_length, prompt_id, temperature, key, version):
+    asked.update(prompts=prompts, length=prompt_length, key=key, version=version)
+    ones = np.ones((2, 3), np.float32)
+    return Rollout(
+      tokens=tokens,
+      length=length,
+      prompt_id=prompt_id,
+      behavior_logp=-rng.random((2, 3, 4)).astype(np.float32),
+      temperature=ones * temperature[:, None],
+      kept_mass=np.ones((2, 3, 4), np.float32),
+      stop_reason=(length < 4).astype(np.int32),
+      version=version,
+    )
+
+  seen = []
+
+  def reward(rows):
+    seen.extend(rows)
+    return np.arange(6.0), {'place': np.arange(6.0)}
+
+  source = sources.on_policy(
+    sample=sample,
+    text=text(),
+    record=lambda i: Record(i, ask(f'q{i}'), 'a', {}),
+    reward=reward,
+    prompts=2,
+    temperature=0.5,
+  )
+  state = types.State(
+    step=0,
+    applied=0,
+    skipped=0,
+    params={'policy': {}},
+    opt_state=(),
+    frozen={},
+    extra={},
+    key=jax.random.key(3),
+  )
+  drawn = source(state, 7)
+  batch = drawn.batch
+  assert batch.completions.tobytes() == tokens.tobytes()
+  assert batch.length.tolist() == length.tolist()
+  assert batch.prompts.tobytes() == asked['prompts'].tobytes()
+  # Step 7 of 2 prompts takes records 14 and 15; 'q14\n' has one id per character.
+  ids = TOKENIZER.convert_tokens_to_ids
+  assert asked['prompts'].tolist() == [
+    [*ids(list('q14\n')), 0, 0, 0, 0],
+    [*ids(list('q15\n')), 0, 0, 0, 0],
+  ]
+  assert asked['length'].tolist() == [4, 4]
+  assert batch.prompt_id.tolist() == [14, 15]
+  assert asked['key'] == jax.random.fold_in(state.key, 7)
+  # The mask covers the length, the stop token included; full rows are truncated.
+  assert batch.mask.sum(-1).tolist() == length.tolist()
+  assert batch.truncated.tolist() == [[1, 0, 0], [0, 1, 1]]
+  assert batch.reward.tolist() == [[0, 1, 2], [3, 4, 5]]
+  assert batch.temperature.tolist() == [[0.5] * 3] * 2
+  assert [s.record.id for s in seen] == [14, 14, 14, 15, 15, 15]
+  assert [s.tokens for s in seen] == [4, 1, 2, 3, 4, 4]
+  # By hand: 18 tokens, 6 rollouts, no group tied, std of (0, 1, 2) is sqrt(2 / 3).
+  due = dict(tokens=18, rollouts=6, length=3, truncated=0.5, groups_tied=0, reward=2.5)
+  assert {k: drawn.metrics[k] for k in due} == due
+  assert drawn.metrics['reward_std'] == pytest.approx((2 / 3) ** 0.5)
+  assert drawn.metrics['reward/place'] == 2.5
+
+
+def test_only_one_bos(tmp_path):
+  """A template that writes BOS and a tokenizer that would add one: still one."""
+  from tokenizers import processors
+
+  tokenizer = pretrained.load('tiny').tokenizer
+  bos = tokenizer.convert_tokens_to_ids('<reserved_0>')
+  tokenizer.bos_token = '<reserved_0>'
+  tokenizer._tokenizer.post_processor = processors.TemplateProcessing(
+    single='<reserved_0> $A', special_tokens=[('<reserved_0>', bos)]
+  )
+  tokenizer.chat_template = '{{ bos_token }}' + tokenizer.chat_template
+  assert tokenizer('a').input_ids.count(bos) == 1  # The tokenizer does add one.
+  ids = pretrained.encode_chat(tokenizer, ask('ab'))
+  assert ids == [bos, *tokenizer.convert_tokens_to_ids(['a', 'b', '\n'])]
+
+
+# ---- until_mixed ---------------------------------------------------------------------
+
+
+def scripted(rewards):
+  """A source whose draw i has the rewards of line i; prompt ids count up."""
+
+  def source(state, step):
+    reward = np.array(rewards[step], np.float32)
+    b, g = reward.shape
+    batch = types.make_batch(
+      np.zeros((b, 2), np.int32),
+      np.ones(b, np.int32),
+      np.zeros((b, g, 3), np.int32),
+      np.full((b, g), 3, np.int32),
+    )
+    batch = batch.replace(
+      reward=reward, prompt_id=np.arange(step * b, (step + 1) * b, dtype=np.int32)
+    )
+    timing = {'seconds/rollout': 1.0, 'seconds/reward': 0.5}
+    return Drawn(batch, sources.describe(batch, {}) | timing, [])
+
+  return source
+
+
+TIED, MIXED = [1, 1], [0, 1]
+
+
+def test_only_mixed_groups_are_kept_and_all_are_counted():
+  """Draws of 2 groups: ids 0 (tied), 1, 2 (tied), 3; the third draw is not needed."""
+  source = sources.until_mixed(
+    scripted([[TIED, MIXED], [TIED, MIXED], [MIXED, MIXED]]), prompts=2, limit=3
+  )
+  drawn = source(None, 0)
+  assert drawn.batch.prompt_id.tolist() == [1, 3]
+  assert drawn.batch.reward.tolist() == [MIXED, MIXED]
+  # 2 draws of 2 groups of 2 completions of 3 tokens.
+  due = {'rollouts': 8, 'tokens': 24, 'seconds/rollout': 2, 'seconds/reward': 1}
+  assert {k: drawn.metrics[k] for k in due} == due
+  assert drawn.metrics['groups_tied'] == 0.5  # Of those drawn, not of those kept.
+  assert drawn.metrics['reward'] == 0.75
+
+
+def test_tied_groups_fill_up_after_the_limit():
+  """Limit 2: step 1 takes draws 2 and 3, and has but one mixed group, id 6."""
+  script = [None, None, [TIED, TIED], [MIXED, TIED], [MIXED, MIXED]]
+  drawn = sources.until_mixed(scripted(script), prompts=2, limit=2)(None, 1)
+  assert drawn.batch.prompt_id.tolist() == [6, 4]
+  assert drawn.metrics['rollouts'] == 8
+
+
+# ---- dataset -------------------------------------------------------------------------
+
+
+def rows(n):
+  batch = types.make_batch(
+    np.zeros((n, 2), np.int32),
+    np.ones(n, np.int32),
+    np.zeros((n, 1, 3), np.int32),
+    np.full((n, 1), 3, np.int32),
+  )
+  return batch.replace(prompt_id=np.arange(n, dtype=np.int32))
+
+
+def test_each_row_once_per_epoch_in_another_order():
+  """10 rows by 4: five batches are two epochs, and the third batch is in both."""
+  source = sources.dataset(rows=rows(10), prompts=4, seed=1)
+  drawn = [source(None, step) for step in range(5)]
+  ids = np.concatenate([d.batch.prompt_id for d in drawn])
+  first, second = ids[:10], ids[10:]
+  assert sorted(first) == sorted(second) == list(range(10))
+  assert (first != second).sum() > 5
+  assert [d.metrics['epoch'] for d in drawn] == [0, 0.4, 0.8, 1.2, 1.6]
+  assert drawn[0].metrics['tokens'] == 12
+
+
+def test_a_step_depends_on_nothing_before_it():
+  one = sources.dataset(rows=rows(10), prompts=4, seed=1)
+  wanted = [one(None, step).batch.prompt_id.tolist() for step in range(6)]
+  fresh = sources.dataset(rows=rows(10), prompts=4, seed=1)
+  assert fresh(None, 5).batch.prompt_id.tolist() == wanted[5]
+  assert fresh(None, 2).batch.prompt_id.tolist() == wanted[2]
+  other = sources.dataset(rows=rows(10), prompts=4, seed=2)
+  assert other(None, 0).batch.prompt_id.tolist() != wanted[0]
+
+
+def test_too_few_rows():
+  with pytest.raises(InputError, match=r'3 rows and a batch takes 4.*source\.prompts'):
+    sources.dataset(rows=rows(3), prompts=4, seed=1)
+
+
+# ---- pad and encode ------------------------------------------------------------------
+
+
+def test_pad():
+  tokens, length = sources.pad([[5, 6], [7]], 3)
+  assert tokens.tolist() == [[5, 6, 0], [7, 0, 0]]
+  assert length.tolist() == [2, 1]
+  with pytest.raises(InputError, match=r'4 tokens .* fit in 3.*max_prompt to 4'):
+    sources.pad([[1], [1, 2, 3, 4]], 3)
+  with pytest.raises(InputError, match='Prompt 1 of the batch has no tokens'):
+    sources.pad([[1], []], 3)
+
+
+def encode(*found, max_length=4, max_prompt=8):
+  return examples.encode(
+    found,
+    text=text(max_prompt),
+    tokens=lambda s: TOKENIZER.encode(s, add_special_tokens=False),
+    stop_id=STOP,
+    max_length=max_length,
+  )
+
+
+def test_examples_end_in_the_stop_token_or_are_truncated():
+  """'ab' and stop are 3 of 4; 'abc' and stop are 4; 'abcd' leaves no room for stop."""
+  batch = encode(
+    Example(ask('x'), ('ab', 'abc'), (1.0, 0.0)),
+    Example(ask('yz'), ('abcd', 'd'), (0.5, -1.0)),
+  )
+  a, b, c, d = TOKENIZER.convert_tokens_to_ids(list('abcd'))
+  assert batch.completions.tolist() == [
+    [[a, b, STOP, 0], [a, b, c, STOP]],
+    [[a, b, c, d], [d, STOP, 0, 0]],
+  ]
+  assert batch.length.tolist() == [[3, 4], [4, 2]]
+  assert batch.truncated.tolist() == [[0, 0], [1, 0]]
+  assert batch.mask.sum(-1).tolist() == [[3, 4], [4, 2]]
+  assert batch.reward.tolist() == [[1, 0], [0.5, -1]]
+  assert batch.prompt_length.tolist() == [2, 3]
+  assert TOKENIZER.eos_token_id == STOP
+
+
+def test_examples_that_are_refused():
+  good = Example(ask('x'), ('ab', 'a'), (1.0, 0.0))
+  empty = Example(ask('x'), ('ab', ''), (1.0, 0.0))
+  with pytest.raises(InputError, match=r'Example 1 has an empty completion\. Drop it'):
+    encode(good, empty)
+  with pytest.raises(InputError, match=r'\[1, 2\] completions'):
+    encode(good, Example(ask('x'), ('ab',), (1.0,)))
+  with pytest.raises(InputError, match=r'prompt of 3 tokens .*source\.max_prompt'):
+    encode(Example(ask('xy'), ('a',), (1.0,)), max_prompt=2)
+
+
+def test_a_run_trains_on_what_its_sampler_gave(monkeypatch):
+  """AT-35 end to end: the update sees the bytes that left the sampler."""
+  run = runs.assembled(runs.config('grpo'))
+  drawn = run.source(run.state, 0)
+  batch, again = drawn.batch, run.source(run.state, 0).batch
+  assert batch.completions.tobytes() == again.completions.tobytes()
+  inside = batch.mask > 0
+  assert (batch.completions[~inside] == 0).all()
+  ends = np.take_along_axis(batch.completions, batch.length[..., None] - 1, -1)[..., 0]
+  assert ((ends == STOP) | (batch.truncated > 0)).all()
+  assert (batch.completions[inside] == STOP).sum() == (ends == STOP).sum()
