@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl_llm import build, forward, sharding, sources, step, types
+from jaxrl_llm import build, forward, sections, sharding, sources, step, types
 from jaxrl_llm.data import examples
 from jaxrl_llm.evaluate import held_out
 from jaxrl_llm.models import pretrained
@@ -16,36 +16,8 @@ from jaxrl_llm.rewards import combine
 from jaxrl_llm.rollout.sampler import make_sampler
 from jaxrl_llm.types import InputError, Method, State
 
-# What every config has, by section; the rest belongs to the functions it names.
-SECTIONS = {
-  '': ('name', 'seed', 'steps'),
-  'model': ('name', 'dtype', 'remat'),
-  'method': ('name',),
-  'optimizer': (),
-  'plan': ('epochs', 'minibatches', 'microbatches'),
-  'mesh': ('data', 'fsdp', 'tensor'),
-  'source': ('name', 'prompts', 'max_prompt', 'max_length'),
-  'evaluation': ('every', 'batch'),
-  'log': ('samples_every', 'tensorboard', 'wandb'),
-  'checkpoint': ('every', 'keep'),
-}
-SAMPLED = {'source': ('group', 'temperature'), 'task': ('name',), 'rewards': ()}
-STORED = {'data': ('name',)}
+# Columns of the sample table, which a reward part cannot be called.
 RESERVED = ('prompt', 'completion', 'reward', 'step', 'split')
-POSITIVE = (
-  'steps',
-  'plan.epochs',
-  'plan.minibatches',
-  'plan.microbatches',
-  'source.prompts',
-  'source.group',
-  'source.max_prompt',
-  'source.max_length',
-  'source.limit',
-  'evaluation.batch',
-  'checkpoint.keep',
-)
-
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
 
@@ -63,7 +35,7 @@ class Run(NamedTuple):
 
 def assemble(config) -> Run:
   """Every part of a run. Mistakes in the config are InputErrors."""
-  check_sections(config)
+  sections.check(config)
   options = dict(config.method.to_dict())
   method = build.method(options.pop('name'), **options)
   model = pretrained.load(config.model.name)
@@ -101,24 +73,6 @@ def assemble(config) -> Run:
   source = planned(source, state.key, u.epochs) if u.minibatches > 1 else source
   jax.eval_shape(update_step, state, specimen(config, source, state))
   return Run(state, update, source, evaluate, rates, mesh, model)
-
-
-def check_sections(config) -> None:
-  """Refuses a config that lacks a part, or has a number below 1 where none fits."""
-  wanted = [SECTIONS, STORED if 'data' in config else SAMPLED]
-  if config.get('source', {}).get('name') == 'until_mixed':
-    wanted.append({'source': ('limit',)})
-  for section, keys in ((s, k) for table in wanted for s, k in table.items()):
-    part = config if not section else config.get(section)
-    if part is None:
-      raise InputError(f'config.{section} is missing; see jaxrl_llm/default_config.py.')
-    if missing := [k for k in keys if part.get(k) is None]:
-      raise InputError(f'config.{section or "?"} lacks {missing}; set them.')
-  for path in POSITIVE:
-    *section, key = path.split('.')
-    part = config[section[0]] if section else config
-    if key in part and not (isinstance(part[key], int) and part[key] >= 1):
-      raise InputError(f'config.{path}={part[key]!r}; give an integer of at least 1.')
 
 
 def choose(table: dict, name: str, where: str):

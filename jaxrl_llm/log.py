@@ -121,7 +121,14 @@ def wandb(name: str, config: dict, folder: Path) -> Sink:
     raise InputError(
       "config.log.wandb needs a package; run: pip install -e '.[wandb]'"
     ) from error
-  run = service.init(project='jaxrl_llm', name=name, config=config, dir=str(folder))
+  run = service.init(
+    project='jaxrl_llm',
+    name=name,
+    id=folder.resolve().name,
+    resume='allow',
+    config=config,
+    dir=str(folder),
+  )
   write = lambda step, split, m: run.log({tag(split, k): v for k, v in m.items()}, step)
   return Sink(write, run.finish)
 

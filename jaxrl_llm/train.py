@@ -12,7 +12,7 @@ from pathlib import Path
 
 import jax
 
-from jaxrl_llm import assemble, checkpoint, figure, log, sharding
+from jaxrl_llm import assemble, checkpoint, figure, log, sections, sharding
 from jaxrl_llm.types import InputError, State
 
 # What a run writes to its folder before its first checkpoint.
@@ -32,7 +32,7 @@ def main(
   Raises:
     InputError: the config names what is not there, or the folder holds another run.
   """
-  assemble.check_sections(config)
+  sections.check(config)
   folder = Path(workdir or f'runs/{config.name}-{digest(config)}')
   check_folder(folder, config)
   done = checkpoint.read_meta(folder)

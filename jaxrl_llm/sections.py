@@ -1,0 +1,50 @@
+"""What a config must have, checked before anything is built from it."""
+
+from jaxrl_llm.types import InputError
+
+# What every config has, by section; the rest belongs to the functions it names.
+SECTIONS = {
+  '': ('name', 'seed', 'steps'),
+  'model': ('name', 'dtype', 'remat'),
+  'method': ('name',),
+  'optimizer': (),
+  'plan': ('epochs', 'minibatches', 'microbatches'),
+  'mesh': ('data', 'fsdp', 'tensor'),
+  'source': ('name', 'prompts', 'max_prompt', 'max_length'),
+  'evaluation': ('every', 'batch'),
+  'log': ('samples_every', 'tensorboard', 'wandb'),
+  'checkpoint': ('every', 'keep'),
+}
+SAMPLED = {'source': ('group', 'temperature'), 'task': ('name',), 'rewards': ()}
+STORED = {'data': ('name',)}
+POSITIVE = (
+  'steps',
+  'plan.epochs',
+  'plan.minibatches',
+  'plan.microbatches',
+  'source.prompts',
+  'source.group',
+  'source.max_prompt',
+  'source.max_length',
+  'source.limit',
+  'evaluation.batch',
+  'checkpoint.keep',
+)
+
+
+def check(config) -> None:
+  """Refuses a config that lacks a part, or has a number below 1 where none fits."""
+  wanted = [SECTIONS, STORED if 'data' in config else SAMPLED]
+  if config.get('source', {}).get('name') == 'until_mixed':
+    wanted.append({'source': ('limit',)})
+  for section, keys in ((s, k) for table in wanted for s, k in table.items()):
+    part = config if not section else config.get(section)
+    if part is None:
+      raise InputError(f'config.{section} is missing; see jaxrl_llm/default_config.py.')
+    if missing := [k for k in keys if part.get(k) is None]:
+      raise InputError(f'config.{section or "?"} lacks {missing}; set them.')
+  for path in POSITIVE:
+    *section, key = path.split('.')
+    part = config[section[0]] if section else config
+    if key in part and not (isinstance(part[key], int) and part[key] >= 1):
+      raise InputError(f'config.{path}={part[key]!r}; give an integer of at least 1.')
