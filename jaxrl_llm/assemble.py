@@ -83,7 +83,7 @@ def choose(table: dict, name: str, where: str):
 
 
 def make_mesh(config) -> jax.sharding.Mesh:
-  """The devices of a run, over which prompts and held-out questions must divide."""
+  """The devices of a run, over which the prompts must divide."""
   axes, count = config.mesh.to_dict(), jax.device_count()
   try:
     mesh = sharding.make_mesh(**axes)
@@ -93,13 +93,11 @@ def make_mesh(config) -> jax.sharding.Mesh:
       'at most that; one may be -1 and takes what is left.'
     ) from error
   check_divides('config.source.prompts', config.source.prompts, mesh)
-  if 'data' not in config:
-    check_divides('config.evaluation.batch', config.evaluation.batch, mesh)
   return mesh
 
 
 def check_divides(what: str, size: int, mesh) -> None:
-  shards = mesh.shape['data'] * mesh.shape['fsdp']
+  shards = sharding.shards(mesh)
   if size % shards:
     raise InputError(
       f'{what} are {size}, which do not divide over {shards} devices. Change that, or '
@@ -204,9 +202,9 @@ def make_questions(config, decoders, see, method, model, text, mesh):
       f'config.source.name={s.name!r}. '
       + build.near(s.name, ('on_policy', 'until_mixed'))
     )
-  score = held_out.make_held_out(
-    sampler(1), text, task, batch=config.evaluation.batch, place=rows
-  )
+  shards = sharding.shards(mesh)
+  batch = -(-config.evaluation.batch // shards) * shards  # Rounded up to divide.
+  score = held_out.make_held_out(sampler(1), text, task, batch=batch, place=rows)
   return source, lambda state: score(state.params['policy'])
 
 

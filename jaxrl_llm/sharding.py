@@ -61,6 +61,11 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, P(BATCH))
 
 
+def shards(mesh: Mesh) -> int:
+  """Into how many pieces a batch is split."""
+  return math.prod(mesh.shape[axis] for axis in BATCH)
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
   """The whole array on every device."""
   return NamedSharding(mesh, P())

@@ -86,7 +86,6 @@ def message(capsys, argv, folder):
       ['config.rewards.letter', "'checker'"],
     ),
     ([TOY, '--config.source.prompts=20'], ['config.source.prompts', '20', '8 devices']),
-    ([TOY, '--config.evaluation.batch=9'], ['config.evaluation.batch', '9']),
     ([TOY, '--config.mesh.data=9'], ['config.mesh', '8 devices']),
     (
       [TOY, '--config.plan.minibatches=3'],

@@ -8,7 +8,7 @@ import re
 import pytest
 import runs
 
-from jaxrl_llm import build, glossary, log, methods, train
+from jaxrl_llm import assemble, build, glossary, log, methods, train
 from jaxrl_llm.models import pretrained
 
 CONFIGS = sorted((runs.ROOT / 'configs').glob('[a-z]*.py'))
@@ -93,3 +93,9 @@ def test_the_tiny_model_is_tiny():
   """
   params = pretrained.load('tiny').params
   assert sum(x.size for x in runs.jax.tree.leaves(params)) == 80704
+
+
+def test_held_out_questions_need_not_divide_over_the_devices():
+  c = runs.config(mesh=dict(fsdp=8), evaluation=dict(batch=5))
+  run = assemble.assemble(c)
+  assert len(run.evaluate(run.state).samples) == c.task.test_size

@@ -12,7 +12,7 @@ import optax
 import pytest
 import toy
 from oracles import preference_losses as oracle
-from test_contract import METHODS, base, compiled, every_method, method, same
+from test_contract import METHODS, base, check_same, compiled, every_method, method
 
 from jaxrl_llm import build, types
 from jaxrl_llm.ops import advantages, kl, sequences, weights
@@ -403,7 +403,7 @@ def test_preference_losses(title, wide):
 @pytest.mark.parametrize('pieces', [2, toy.B])
 def test_microbatches_are_not_seen(name, pieces):
   """AT-1, AT-3, AT-7: ragged rows; gradient, its norm, loss and every metric."""
-  same(compiled(name, microbatches=pieces)(toy.state(), toy.batch()), base(name))
+  check_same(compiled(name, microbatches=pieces)(toy.state(), toy.batch()), base(name))
 
 
 def toy_logp(table, batch):
@@ -475,7 +475,7 @@ def test_wild_numbers_in_masked_slots(name):
     put = lambda x: jnp.where(batch.mask > 0, x, number)
     stored = {n: put(getattr(batch, n)) for n in need}
     wild = {'wild': jnp.full(toy.B, number)}
-    same(step(state, batch.replace(extra=wild, **stored)), base(name))
+    check_same(step(state, batch.replace(extra=wild, **stored)), base(name))
 
 
 @pytest.mark.parametrize('name', ['group_mean', 'group_norm', 'leave_one_out'])
