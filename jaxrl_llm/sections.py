@@ -48,3 +48,9 @@ def check(config) -> None:
     part = config[section[0]] if section else config
     if key in part and not (isinstance(part[key], int) and part[key] >= 1):
       raise InputError(f'config.{path}={part[key]!r}; give an integer of at least 1.')
+  warmth = config.get('source', {}).get('temperature', 1.0)
+  if not warmth > 0:
+    raise InputError(
+      f'config.source.temperature={warmth!r}; training divides by it, so give a number '
+      'above 0.'
+    )

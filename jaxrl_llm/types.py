@@ -82,7 +82,8 @@ class State:
 
   Arrays only: it checkpoints, shards, donates and vmaps as it is. `step` counts calls;
   `applied` and `skipped` count optimizer updates, so a skipped update never reuses its
-  randomness, which is `fold_in(key, step)`.
+  randomness, which is `fold_in(key, step)`. No array may stand in two places: the step
+  donates each once.
   """
 
   step: Array

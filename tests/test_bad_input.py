@@ -60,6 +60,7 @@ def message(capsys, argv, folder):
     (['--config=no.py'], ['--config: cannot read no.py', 'configs/']),
     (['--config=no.py:dpo', '--config.steps=1'], ['cannot read no.py']),
     ([], ['--config=configs/quickstart.py']),
+    ([TOY, '--config.source.temperature=0'], ['config.source.temperature', 'above 0']),
     ([TOY, '--config.method.bta=1'], ['bta']),
     ([TOY, '--config.method.beta=abc'], ['config.method.beta', 'abc']),
     ([TOY, '--config.steps=1.5'], ['config.steps', '1.5']),
