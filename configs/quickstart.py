@@ -32,6 +32,7 @@ def get_config() -> config_dict.ConfigDict:
     name='on_policy',
     prompts=8,
     group=8,
+    limit=4,
     max_prompt=48,
     max_length=16,
     temperature=0.7,

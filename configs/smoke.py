@@ -20,6 +20,7 @@ def get_config() -> config_dict.ConfigDict:
     name='on_policy',
     prompts=16,
     group=8,
+    limit=4,
     max_prompt=16,
     max_length=6,
     temperature=1.0,

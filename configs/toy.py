@@ -34,7 +34,7 @@ def get_config(method: str = 'grpo') -> config_dict.ConfigDict:
     c.source.name = 'dataset'
     c.data = dict(name='letters', kind=KINDS[method], size=256, test_size=64, seed=0)
     return c
-  c.source.update(name='on_policy', group=8, temperature=1.0)
+  c.source.update(name='on_policy', group=8, limit=4, temperature=1.0)
   c.task = dict(name='letters', alphabet='abcd', length=3, test_size=16, seed=0)
   c.rewards = dict(letter=dict(name='checker', binary=False, weight=1.0))
   return c

@@ -70,7 +70,7 @@ def assemble(config) -> Run:
   update = sharding.compile_step(update_step, state, mesh)
   data = make_data if 'data' in config else make_questions
   source, evaluate = data(config, decoders, see, method, model, text, mesh)
-  source = planned(source, state.key, u.epochs) if u.minibatches > 1 else source
+  source = planned(source, u.epochs) if u.minibatches > 1 else source
   jax.eval_shape(update_step, state, specimen(config, source, state))
   return Run(state, update, source, evaluate, rates, mesh, model)
 
@@ -237,6 +237,7 @@ def make_data(config, decoders, see, method, model, text, mesh):
     rows, text=text, tokens=tokens, stop_id=stop, max_length=config.source.max_length
   )
   train, test = map(encode, build.call(load, options, f'config.data ({name})'))
+  examples.check_kind(train, config.method.name)
   check_divides('Held-out rows of config.data', test.prompts.shape[0], mesh)
   source = sources.dataset(rows=train, prompts=config.source.prompts, seed=config.seed)
   measure = jax.jit(step.make_measure(see, method))
@@ -265,12 +266,12 @@ def specimen(config, source: sources.Source, state: State) -> types.Batch:
   return batch.replace(reward=zeros[..., 0], behavior_logp=zeros, order=order)
 
 
-def planned(source: sources.Source, key, epochs: int) -> sources.Source:
-  """Adds the host's order of prompts for each epoch, from (key, step) alone."""
+def planned(source: sources.Source, epochs: int) -> sources.Source:
+  """Adds the host's order of prompts for each epoch, from (root key, step) alone."""
 
   def with_order(state: State, step: int) -> sources.Drawn:
     drawn = source(state, step)
-    rng = np.random.default_rng([*np.asarray(jax.random.key_data(key)), step])
+    rng = np.random.default_rng([*np.asarray(jax.random.key_data(state.key)), step])
     n = drawn.batch.prompts.shape[0]
     order = np.stack([rng.permutation(n) for _ in range(epochs)], 1)
     return drawn._replace(batch=drawn.batch.replace(order=order.astype(np.int32)))

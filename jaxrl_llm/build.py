@@ -5,6 +5,7 @@ to anything importable (`my_package.mine`). Options are checked against the func
 own signature, so a config has no schema of its own to go stale.
 """
 
+import ast
 import difflib
 import functools
 import importlib
@@ -52,16 +53,37 @@ def function(module: str, value: Any, where: str):
   """A function from its name, from {'name': ..., option: ...}, or as it is."""
   if callable(value):
     return value
-  if isinstance(value, str):
-    return attribute(module, value, where)
+  value = spelled(value, where) if isinstance(value, str) else value
   if not isinstance(value, dict) or 'name' not in value:
     raise InputError(
-      f"{where}={value!r}; give a name, or {{'name': ..., option: ...}}."
+      f"{where}={value!r}; give a name, 'name(option=value)' or "
+      "{'name': ..., option: ...}."
     )
   options = {k: v for k, v in value.items() if k != 'name'}
   fn = attribute(module, value['name'], where)
   check_options(fn, options, where)
-  return functools.partial(fn, **options)
+  for key, p in signature(fn).items():
+    keyword = p.kind is inspect.Parameter.KEYWORD_ONLY
+    if keyword and p.default is inspect.Parameter.empty and key not in options:
+      raise InputError(
+        f'{where}: {value["name"]} needs {key}; write {value["name"]}({key}=...).'
+      )
+  return functools.partial(fn, **options) if options else fn
+
+
+def spelled(text: str, where: str) -> dict[str, Any]:
+  """'group_norm(ddof=1)' as {'name': 'group_norm', 'ddof': 1}; a bare name too."""
+  name, bracket, rest = text.partition('(')
+  if not bracket:
+    return {'name': text}
+  try:
+    call = ast.parse(text, mode='eval').body
+    options = {k.arg: ast.literal_eval(k.value) for k in call.keywords}
+    if call.args or not rest.endswith(')'):
+      raise ValueError('options are name=value')
+  except (SyntaxError, ValueError, AttributeError) as e:
+    raise InputError(f"{where}={text!r}: write 'name(option=value)' ({e}).") from e
+  return {'name': name, **options}
 
 
 def attribute(module: str, name: str, where: str):
@@ -70,7 +92,7 @@ def attribute(module: str, name: str, where: str):
     module, name = name.rsplit('.', 1)
   try:
     space = importlib.import_module(module)
-  except ImportError as e:
+  except (ImportError, SyntaxError) as e:
     raise InputError(f'{where}: cannot import {module!r} ({e}).') from e
   if not hasattr(space, name):
     public = [n for n, f in vars(space).items() if inspect.isfunction(f)]

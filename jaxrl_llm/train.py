@@ -75,6 +75,7 @@ def loop(config, run, state: State, meta, folder, *, sinks, stop, profile) -> No
       with traced(folder, profile and step == begun + 2):
         state, metrics, samples = one_step(run, state, meta)
       sinks.write(step + 1, 'train', metrics)
+      warn_of_skips(metrics, meta, sinks)
       if due(step, config.log.samples_every, last):
         sinks.table(step + 1, 'train', samples)
   except InputError:  # Raised before an update takes the state: a reward failed, say.
@@ -103,6 +104,16 @@ def one_step(run: assemble.Run, state, meta):
     meta['rollouts'] = metrics['rollouts'] = meta['rollouts'] + metrics['rollouts']
   meta['step'] = step + 1
   return state, metrics, drawn.samples
+
+
+def warn_of_skips(metrics, meta, sinks) -> None:
+  """Says so when updates were left out for a gradient that is not finite."""
+  if metrics['skipped'] > meta.get('skipped', 0):
+    sinks.say(
+      f'Step {meta["step"]}: the gradient was not finite and the update was skipped, '
+      f'as {metrics["skipped"]:.0f} so far. --debug_nans finds where it is made.'
+    )
+  meta['skipped'] = metrics['skipped']
 
 
 def evaluate(run: assemble.Run, state, meta, sinks, stop: 'Stop') -> None:
@@ -173,9 +184,14 @@ def check_folder(folder: Path, config) -> None:
 @contextlib.contextmanager
 def claimed(folder: Path, config):
   """Writes the run's record. A mistake before the first checkpoint takes it back."""
-  folder.mkdir(parents=True, exist_ok=True)
-  if not (folder / 'run.json').exists():
-    log.write_json(folder / 'run.json', log.run_record(config))
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / 'run.json').exists():
+      log.write_json(folder / 'run.json', log.run_record(config))
+  except OSError as error:
+    raise InputError(
+      f'{folder} cannot be written ({error}). Give another --workdir.'
+    ) from error
   try:
     yield
   except InputError:
@@ -207,6 +223,8 @@ def differences(a, b, where: str = '') -> list[str]:
 def finish(folder: Path, meta, say) -> dict[str, float]:
   """Draws the figure and says how it went."""
   metrics = folder / 'metrics.jsonl'
+  if not checkpoint.steps(folder):
+    return meta['held_out']
   figure.figure(metrics, folder / 'figure.png')
   held = [r for r in log.read_lines(metrics) if r['split'] == 'eval']
   if len(held) > 1 and 'eval/low' in held[0]:

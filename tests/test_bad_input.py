@@ -60,6 +60,27 @@ def message(capsys, argv, folder):
     (['--config=no.py'], ['--config: cannot read no.py', 'configs/']),
     (['--config=no.py:dpo', '--config.steps=1'], ['cannot read no.py']),
     ([], ['--config=configs/quickstart.py']),
+    (
+      ['--config=configs/toy.py:dpo', '--config.data.kind=labels'],
+      ['groups of two', '1 completions'],
+    ),
+    (
+      ['--config=configs/toy.py:kto', '--config.data.kind=pairs'],
+      ['kto', '+1', '0.0'],
+    ),
+    (
+      ['--config=configs/toy.py:sft', '--config.data.kind=pairs'],
+      ['sft', 'groups of one'],
+    ),
+    (
+      [TOY, '--config.method.aggregate=constant_length'],
+      ['config.method.aggregate', 'constant_length(length=...)'],
+    ),
+    (
+      [TOY, '--config.method.advantage=group_norm(dof=1)'],
+      ['config.method.advantage', 'ddof'],
+    ),
+    ([TOY, '--config.method.kl=log_ratio'], ['zero expected gradient']),
     ([TOY, '--config.source.temperature=0'], ['config.source.temperature', 'above 0']),
     ([TOY, '--config.method.bta=1'], ['bta']),
     ([TOY, '--config.method.beta=abc'], ['config.method.beta', 'abc']),

@@ -5,8 +5,10 @@ import json
 import pkgutil
 import re
 
+import jax.numpy as jnp
 import pytest
 import runs
+import toy
 
 from jaxrl_llm import assemble, build, glossary, log, methods, train
 from jaxrl_llm.models import pretrained
@@ -99,3 +101,19 @@ def test_held_out_questions_need_not_divide_over_the_devices():
   c = runs.config(mesh=dict(fsdp=8), evaluation=dict(batch=5))
   run = assemble.assemble(c)
   assert len(run.evaluate(run.state).samples) == c.task.test_size
+
+
+def test_an_option_of_an_option_is_a_flag_away():
+  """(1, 0, 0, 0): the sample's standard deviation is 1/2, so 3/4 becomes 3/2."""
+  method = build.method('grpo', advantage='group_norm(ddof=1, eps=0.0)')
+  batch = toy.batch(g=4).replace(reward=jnp.eye(toy.B, 4).at[0].set(jnp.eye(4)[0]))
+  got = method.prepare(None, batch)[1].advantage[0, :, 0]
+  assert got.tolist() == pytest.approx([1.5, -0.5, -0.5, -0.5])
+
+
+def test_minibatches_train_through_the_real_assembly(tmp_path):
+  """The state is donated: nothing may hold on to the first one's arrays."""
+  c = runs.config(steps=3, plan=dict(minibatches=2, epochs=2))
+  train.main(c, str(tmp_path))
+  records = log.read_lines(tmp_path / 'metrics.jsonl')
+  assert [r['applied'] for r in records if r['split'] == 'train'] == [4, 8, 12]

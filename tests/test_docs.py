@@ -66,9 +66,8 @@ def test_the_variant_trains_as_it_says(tmp_path, monkeypatch):
   _, metrics = make_update_step(toy.forward, toy.SGD, method)(toy.state(), batch)
   assert float(metrics['ratio']) == pytest.approx(1.0)
   swapped = build.method('grpo', advantage='my_variant.group_range')
-  assert swapped.prepare(toy.state(), batch)[1].advantage.tolist() == pytest.approx(
-    method.prepare(toy.state(), batch)[1].advantage.tolist()
-  )
+  again = swapped.prepare(toy.state(), batch)[1].advantage[0, :, 0]
+  assert again.tolist() == pytest.approx(got.tolist())
 
 
 def method_table() -> str:

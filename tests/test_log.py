@@ -214,7 +214,7 @@ def test_wandb_gets_every_record(tmp_path, monkeypatch):
     log=lambda found, step: got.append((step, found)),
     finish=lambda: got.append('finished'),
   )
-  service = SimpleNamespace(init=lambda project, name, config, dir: run)
+  service = SimpleNamespace(init=lambda project, name, id, resume, config, dir: run)
   monkeypatch.setitem(sys.modules, 'wandb', service)
   sink = log.wandb('toy', {}, tmp_path)
   sink.write(3, 'train', {'reward': 0.5})

@@ -18,6 +18,20 @@ class Example(NamedTuple):
   reward: Sequence[float]  # Score or label of each completion.
 
 
+def check_kind(rows: Batch, method: str) -> None:
+  """Refuses completions that the method would misread; others it checks itself."""
+  if method == 'kto' and not np.isin(rows.reward, (-1.0, 1.0)).all():
+    raise InputError(
+      'kto: rewards are +1 (desirable) or -1 (undesirable); the data have '
+      f'{sorted(set(rows.reward.ravel().tolist()))[:5]}.'
+    )
+  if method == 'sft' and rows.completions.shape[1] != 1:
+    raise InputError(
+      'sft: every completion is imitated, and the data have '
+      f'{rows.completions.shape[1]} a prompt. Keep the good ones, as groups of one.'
+    )
+
+
 def encode(
   examples: Sequence[Example],
   *,

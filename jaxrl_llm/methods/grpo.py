@@ -6,7 +6,7 @@
 Differs from ppo: no critic, the group is the baseline; KL in the loss, by k3, whose
 gradient is that of KL(ref || pi) (ops/kl.py). beta 0.04 is the paper's; it does not
 state the clip, 0.2 is the libraries'. The standard deviation is the population's and
-eps 1e-6 (`advantage={'name': 'group_norm', 'ddof': 1}` for the sample's).
+eps 1e-6 (`advantage='group_norm(ddof=1)'` for the sample's).
 """
 
 import jax.numpy as jnp

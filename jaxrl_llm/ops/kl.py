@@ -8,6 +8,7 @@ As a term of the *reward* only k1 gives grad KL(pi || other).
 tests/test_identities.py enumerates all of it.
 """
 
+import jax
 import jax.numpy as jnp
 
 from jaxrl_llm.types import BGT, InputError
@@ -37,8 +38,12 @@ def k3(logp: BGT, other: BGT) -> BGT:
 
 
 def check_in_loss(kl, weighted: bool) -> None:
-  """Refuses k1 as a bare loss term: it would regularise nothing."""
-  if kl is k1 and not weighted:
+  """Refuses k1 as a bare loss term: it would regularise nothing.
+
+  k1 is known by its slope, which is 1 everywhere, whatever its name.
+  """
+  slopes = [float(jax.grad(kl)(jnp.float32(d), jnp.float32(0))) for d in (0.3, -1.1)]
+  if slopes == [1.0, 1.0] and not weighted:
     raise InputError(
       "kl='k1' as a term of the loss has zero expected gradient on policy: it adds "
       "noise and no pull to the reference. Use kl='k2' or 'k3', or kl='k1' with "

@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from jaxrl_llm.types import BG, BGT, Array
+from jaxrl_llm.types import BG, BGT, Array, InputError
 
 
 def seq_sum(x: BGT, mask: BGT) -> BG:
@@ -16,7 +16,12 @@ def seq_mean(x: BGT, mask: BGT) -> BG:
 
 
 def margin(x: BG) -> Array:
-  """Chosen minus rejected: [B, 2] to [B]."""
+  """Chosen minus rejected: [B, 2] to [B]. Other group sizes are an InputError."""
+  if x.shape[1] != 2:
+    raise InputError(
+      f'Pairs are groups of two, (chosen, rejected); these have {x.shape[1]} '
+      'completions a prompt. Give pairs, or choose a method for what the data are.'
+    )
   return x[:, 0] - x[:, 1]
 
 

@@ -9,7 +9,7 @@ from jaxrl_llm.tasks.records import Record
 class Sample(NamedTuple):
   """One completion of one prompt."""
 
-  prompt: str  # As the model read it, chat template included.
+  prompt: str  # The user's message, without the chat template.
   completion: str  # Decoded, without the stop token.
   tokens: int  # Length of the completion in tokens, the stop token included.
   truncated: bool  # True where it ended for want of room.
