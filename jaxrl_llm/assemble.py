@@ -36,8 +36,7 @@ class Run(NamedTuple):
 def assemble(config) -> Run:
   """Every part of a run. Mistakes in the config are InputErrors."""
   sections.check(config)
-  options = dict(config.method.to_dict())
-  method = build.method(options.pop('name'), **options)
+  method = make_method(config)
   model = pretrained.load(config.model.name)
   dtype = choose(DTYPES, config.model.dtype, 'config.model.dtype')
   choose(REMAT, config.model.remat, 'config.model.remat')
@@ -73,6 +72,12 @@ def assemble(config) -> Run:
   source = planned(source, u.epochs) if u.minibatches > 1 else source
   jax.eval_shape(update_step, state, specimen(config, source, state))
   return Run(state, update, source, evaluate, rates, mesh, model)
+
+
+def make_method(config) -> Method:
+  """The method that config.method names."""
+  options = config.method.to_dict()
+  return build.method(options.pop('name'), **options)
 
 
 def choose(table: dict, name: str, where: str):

@@ -75,8 +75,8 @@ def save(workdir: str | os.PathLike, state: State, meta: dict, *, keep: int) -> 
 
 
 def restore(
-  workdir: str | os.PathLike, target: State, *, step: int | None = None
-) -> tuple[State, dict] | None:
+  workdir: str | os.PathLike, target: State | dict, *, step: int | None = None
+) -> tuple[Any, dict] | None:
   """The newest good checkpoint, or the one of `step`, and its meta.
 
   Values are bit-exact. A damaged checkpoint is warned of, and the one before it is
@@ -84,7 +84,8 @@ def restore(
 
   Args:
     workdir: as given to `save`.
-    target: arrays or `jax.ShapeDtypeStruct`s in the structure of the state. The result
+    target: arrays or `jax.ShapeDtypeStruct`s in the structure of the state, or of a
+      part of it: {'params': {'policy': ...}}, and nothing else is read. The result
       takes their shardings; where there is none, it goes to the default device.
     step: the step to restore; the newest if None.
 
@@ -168,13 +169,19 @@ def _sweep(root: pathlib.Path, kept: list[int]) -> None:
         shutil.rmtree(gone, ignore_errors=True)
 
 
-def _load(path: pathlib.Path, target: State):
+def _load(path: pathlib.Path, target: State | dict):
   """((state, meta), '') or (None, what is wrong with the checkpoint)."""
   record, problem = _read_record(path)
   if record is None:
     return None, problem
   _check_structure(path, record['leaves'], target)
-  args = ocp.args.Composite(state=ocp.args.StandardRestore(_abstract(target)))
+  due = _abstract(target)
+  items = ocp.args.PyTreeRestore(
+    item=due,
+    restore_args=ocp.checkpoint_utils.construct_restore_args(due),
+    partial_restore=True,  # The structure has been checked.
+  )
+  args = ocp.args.Composite(state=items)
   try:
     with _checkpointer() as checkpointer:
       state = checkpointer.restore(path, args=args)['state']
@@ -212,9 +219,9 @@ def _seal(record: Record) -> Record:
   return {**body, 'digest': hashlib.sha256(text.encode()).hexdigest()}
 
 
-def _check_structure(path: pathlib.Path, saved: Record, target: State) -> None:
+def _check_structure(path: pathlib.Path, saved: Record, target) -> None:
   expected = {name: _form(leaf) for name, leaf in _leaves(target).items()}
-  for name in dict.fromkeys([*expected, *saved]):
+  for name in dict.fromkeys([*expected, *(saved if isinstance(target, State) else ())]):
     there = _words(saved.get(name))
     due = _words(expected.get(name))
     if there != due:
@@ -232,7 +239,7 @@ def _form(leaf) -> Record:
   return {'dtype': str(leaf.dtype), 'shape': list(leaf.shape)}
 
 
-def _describe(state: State) -> Record:
+def _describe(state) -> Record:
   return {
     name: {**_form(leaf), 'digest': _digest(leaf)}
     for name, leaf in _leaves(state).items()
@@ -258,7 +265,7 @@ def _digest(leaf) -> str:
   ).hexdigest()
 
 
-def _abstract(target: State) -> State:
+def _abstract(target):
   """The target as shapes with shardings, so that the saved devices do not matter."""
   here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 

@@ -2,7 +2,7 @@
 
 # A name that ends in '/' is a prefix: 'lr/' explains lr/policy, lr/critic and so on.
 GLOSSARY: dict[str, str] = {
-  'reward': 'Mean over completions of the weighted sum of rewards.',
+  'reward': 'Weighted sum of rewards, mean over all completions that were sampled.',
   'reward/': 'Mean over completions of one reward alone, before its weight.',
   'reward_std': 'Standard deviation of the reward within a group, mean over groups.',
   'groups_tied': 'Share of groups whose rewards are all equal: they teach nothing.',

@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 from ml_collections import config_dict
 
-from jaxrl_llm import assemble, checkpoint
+from jaxrl_llm import assemble, checkpoint, forward
+from jaxrl_llm.models import pretrained
 from jaxrl_llm.models.decoder import Decoder
 from jaxrl_llm.types import InputError, Params
 
@@ -20,7 +22,7 @@ class Policy(NamedTuple):
 
 
 def policy(workdir: str) -> Policy:
-  """The newest checkpoint's policy.
+  """The newest checkpoint's policy, on the default device; nothing else is read.
 
   Raises:
     InputError: the folder holds no run, or one without a checkpoint or a policy.
@@ -29,13 +31,16 @@ def policy(workdir: str) -> Policy:
   if not record.exists():
     raise InputError(f'{workdir} holds no run (no run.json).')
   config = config_dict.ConfigDict(json.loads(record.read_text())['config'])
-  run = assemble.assemble(config)
-  found = checkpoint.restore(workdir, run.state)
+  method = assemble.make_method(config)
+  trained = forward.roles(assemble.all_needs(method))['params']
+  if 'policy' not in trained:
+    raise InputError(
+      f'{workdir} trains {sorted(trained)} and no policy to sample or export.'
+    )
+  model = pretrained.load(config.model.name)
+  shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), model.params)
+  found = checkpoint.restore(workdir, {'params': {'policy': shapes}})
   if found is None:
     raise InputError(f'{workdir} has no checkpoint yet.')
-  if 'policy' not in found[0].params:
-    raise InputError(
-      f'{workdir} trains {sorted(found[0].params)} and no policy to sample or export.'
-    )
-  decoder = Decoder(run.model.config, assemble.DTYPES[config.model.dtype])
-  return Policy(decoder, found[0].params['policy'], run.model.tokenizer)
+  decoder = Decoder(model.config, assemble.DTYPES[config.model.dtype])
+  return Policy(decoder, found[0]['params']['policy'], model.tokenizer)

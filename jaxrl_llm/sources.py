@@ -67,9 +67,7 @@ def on_policy(
     warmth = np.full(prompts, temperature, np.float32)
     key = jax.random.fold_in(state.key, step)
     arrays = place((tokens, length, ids, warmth))
-    rollout = jax.device_get(
-      sample(state.params['policy'], *arrays, key, np.int32(step))
-    )
+    rollout = jax.device_get(sample(state.params['policy'], *arrays, key, state.step))
     sampled = time.perf_counter()
     rows = to_samples(rollout, records, text)
     total, parts = reward(rows)

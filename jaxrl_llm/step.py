@@ -60,6 +60,7 @@ def make_update_step(
     batch = clean(jax.lax.stop_gradient(batch))
     batch = observe(forward, state, batch, observed, microbatches)
     state, batch = method.prepare(state, batch)
+    types.check(batch)
     order, batch = batch.order, batch.replace(order=None)
 
     def epoch(state, index):
@@ -184,8 +185,14 @@ def weigh(batch: Batch, method: Method) -> Batch:
   """Writes the weights of a minibatch, from its mask alone."""
   if batch.aux is not None:
     batch = batch.replace(aux=weigh(batch.aux, method))
+  weight = (method.aggregate or weights.seq_mean)(batch.mask)
+  if weight.shape != batch.mask.shape:
+    raise types.InputError(
+      f'config.method.aggregate gives weights of shape {weight.shape}; the mask it is '
+      f'given has {batch.mask.shape}.'
+    )
   return batch.replace(
-    weight=(method.aggregate or weights.seq_mean)(batch.mask),
+    weight=weight,
     seq_weight=weights.seq_weight(batch.mask),
     prompt_weight=weights.prompt_weight(batch.mask),
   )

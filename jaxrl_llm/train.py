@@ -78,8 +78,9 @@ def loop(config, run, state: State, meta, folder, *, sinks, stop, profile) -> No
       warn_of_skips(metrics, meta, sinks)
       if due(step, config.log.samples_every, last):
         sinks.table(step + 1, 'train', samples)
-  except InputError:  # Raised before an update takes the state: a reward failed, say.
-    if meta['step'] and meta != saved:
+  except Exception:  # A reward failed, say. An update that failed has taken the state.
+    whole = not any(x.is_deleted() for x in jax.tree.leaves(state))
+    if whole and meta['step'] and meta != saved:
       save()
     raise
   if meta['step'] and meta != saved:

@@ -54,7 +54,7 @@ class Batch:
   ref_logp: BGT | None = None
   old_value: BGT | None = None
   # Filled in by a method's `prepare`:
-  advantage: Array | None = None  # [B, G, T] or [B, G, 1].
+  advantage: Array | None = None  # [B, G, T], [B, G, 1] or [B, G].
   target: BGT | None = None  # Value target.
   # Filled in by the step, once per minibatch (see ops/weights.py):
   weight: BGT | None = None  # Token weights; a loss is a weighted *sum*.
@@ -158,7 +158,7 @@ def make_batch(prompts, prompt_length, completions, length) -> Batch:
 
 
 def check(batch: Batch) -> None:
-  """Asserts that a batch has the shapes it claims. Called once, at the door."""
+  """Asserts that a batch has the shapes it claims: at the door, and once prepared."""
   b, g, t = batch.completions.shape
   chex.assert_shape(batch.prompts, (b, None))
   shapes = {
@@ -169,9 +169,18 @@ def check(batch: Batch) -> None:
   for shape, names in shapes.items():
     for name in names:
       if (x := getattr(batch, name)) is not None and x.shape != shape:
-        raise ValueError(
-          f'Batch.{name} has shape {x.shape}; {shape} is due, for completions '
-          f'{batch.completions.shape} (prompts, completions per prompt, positions).'
-        )
+        raise ValueError(wrong(name, x, shape, batch))
+  x = batch.advantage
+  if x is not None and x.shape not in ((b, g), (b, g, 1), (b, g, t)):
+    due = f'{(b, g, t)}, {(b, g, 1)} or {(b, g)}'
+    raise InputError(wrong('advantage', x, due, batch))
   if batch.aux is not None:
     check(batch.aux)
+
+
+def wrong(name: str, x: Array, due, batch: Batch) -> str:
+  """What to say of a field whose shape is not the one due."""
+  return (
+    f'Batch.{name} has shape {x.shape}; {due} is due, for completions '
+    f'{batch.completions.shape} (prompts, completions per prompt, positions).'
+  )

@@ -160,6 +160,8 @@ def test_flags(capsys, tmp_path, argv, words):
       dict(advantage=dict(name='group_norm', dof=1)),
       ['config.method.advantage', "no option 'dof'", "Did you mean 'ddof'"],
     ),
+    ('method', dict(advantage='runs.of_prompts'), ['Batch.advantage', '(16, 1)']),
+    ('method', dict(aggregate='runs.of_prompts'), ['config.method.aggregate', '(16,)']),
     ('task', dict(lenght=3), ['config.task (letters)', "Did you mean 'length'"]),
     ('rewards', dict(reward=dict(name='checker')), ["column 'reward'", 'rename']),
     ('rewards', dict(other=1.0), ['config.rewards.other=1.0', 'name=']),
@@ -190,6 +192,7 @@ def test_a_section_that_is_missing(tmp_path):
     said = refused(config_dict.ConfigDict(c), tmp_path / 'run')
     assert f'config.{name} is missing' in said
   c = runs.config(source=dict(name='until_mixed'))
+  del c.source['limit']
   assert "config.source lacks ['limit']" in refused(c, tmp_path / 'run')
 
 

@@ -63,6 +63,18 @@ def bits(tree):
   return jax.tree.map(one, tree)
 
 
+def test_a_part_alone(tmp_path):
+  """One role's parameters, whatever else the state holds."""
+  state = make_state(3)
+  checkpoint.save(tmp_path, state, {'a': 1}, keep=1)
+  part = {'params': {'policy': state.params['policy']}}
+  found, meta = checkpoint.restore(tmp_path, part)
+  assert bits(found) == bits(part)
+  assert meta == {'a': 1}
+  with pytest.raises(InputError, match='params/critic is absent in the checkpoint'):
+    checkpoint.restore(tmp_path, {'params': {'critic': jnp.ones(1)}})
+
+
 def test_none_before_the_first(tmp_path):
   assert checkpoint.restore(tmp_path, make_state(0)) is None
   assert checkpoint.read_meta(tmp_path) is None

@@ -1,6 +1,8 @@
 """A finished run can be sampled and exported, and the export is the policy itself."""
 
 import importlib.util
+import json
+import shutil
 
 import jax
 import numpy as np
@@ -55,6 +57,17 @@ def test_an_export_is_a_model_to_start_from(exported, tmp_path):
 def test_an_export_over_something_is_refused(exported):
   with pytest.raises(InputError, match='exists already'):
     script('export').main([str(runs.finished()), str(exported)])
+
+
+def test_a_policy_needs_neither_the_devices_nor_the_task_of_its_run(tmp_path):
+  folder = tmp_path / 'run'
+  shutil.copytree(runs.finished(), folder)
+  record = json.loads((folder / 'run.json').read_text())
+  record['config'] |= {'mesh': dict(data=64, fsdp=64, tensor=1), 'task': {}}
+  (folder / 'run.json').write_text(json.dumps(record))
+  there, here = restored.policy(str(runs.finished())), restored.policy(str(folder))
+  for a, b in zip(*(jax.tree.leaves(p.params) for p in (there, here)), strict=True):
+    np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.parity

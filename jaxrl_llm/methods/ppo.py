@@ -27,12 +27,17 @@ def ppo(
   lam: float = 0.95,
   aggregate=weights.token_mean,
 ) -> Method:
-  """Needs a critic. Only k1 in the reward has the gradient of KL(pi || ref)."""
+  """Needs a critic. Only k1 in the reward has the gradient of KL(pi || ref).
+
+  With `beta` 0 the reference is neither needed nor run.
+  """
+  ref = ('ref_logp',) if beta else ()
 
   def prepare(state, batch):
     mask = batch.mask
-    penalty = kls.k1(batch.old_logp, batch.ref_logp)
-    reward = sequences.at_last(batch.reward, mask) - beta * mask * penalty
+    reward = sequences.at_last(batch.reward, mask)
+    if beta:
+      reward -= beta * mask * kls.k1(batch.old_logp, batch.ref_logp)
     adv = advantages.gae(reward, batch.old_value, mask, discount=discount, lam=lam)
     target, white = adv + batch.old_value, advantages.whiten(adv, mask)
     return state, batch.replace(advantage=white, target=target)
@@ -51,10 +56,11 @@ def ppo(
       'ratio': metrics.average(ratio, w),
       'max/ratio': jnp.max(ratio * batch.mask),
       'clipped': metrics.average(hit, w),
-      'kl_ref': metrics.average(kls.k3(out.logp, batch.ref_logp), w),
     }
+    if beta:
+      found['kl_ref'] = metrics.average(kls.k3(out.logp, batch.ref_logp), w)
     return value_coef * jnp.sum(w * value_error) - gain, found
 
-  needs = ('logp', 'value', 'old_logp', 'old_value', 'ref_logp')
-  before = ('old_logp', 'old_value', 'ref_logp')
+  needs = ('logp', 'value', 'old_logp', 'old_value', *ref)
+  before = ('old_logp', 'old_value', *ref)
   return Method(loss, needs, prepare, before, aggregate=aggregate)

@@ -59,8 +59,10 @@ def load(name: str) -> Pretrained:
     InputError: the name means nothing, a part is missing, or the vocabulary is larger
       than the embedding.
   """
-  # Only its tokenizers are used; it would warn that torch is missing.
+  # Only its tokenizers are used; it would warn that torch is missing, and before our
+  # own message of ids past the vocabulary.
   os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')
+  os.environ.setdefault('TRANSFORMERS_VERBOSITY', 'error')
   if name in ('smollm2', 'tiny'):
     model = _smollm2() if name == 'smollm2' else _tiny()
   elif (folder := Path(name).expanduser()).is_dir():

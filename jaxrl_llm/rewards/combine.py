@@ -53,7 +53,8 @@ def call(name: str, reward: Reward, sample: Sample) -> float:
     value = reward(sample)
   except Exception as error:  # A user's function: anything may come.
     raise InputError(
-      f'{where}: it raised {type(error).__name__}: {str(error)[:300]}'
+      f'{where}: it raised {type(error).__name__}: {str(error)[:300]}. '
+      'Mend it, or let it return 0 there.'
     ) from error
   if not is_finite(value):
     raise InputError(
