@@ -136,9 +136,9 @@ def test_at_the_reference_kl_is_exactly_zero(estimate):
 
 @pytest.mark.parametrize('name', ['grpo', 'ppo', 'rloo'])
 def test_at_the_reference_a_method_logs_no_kl(name):
-  """AT-28."""
+  """AT-28. Up to the square of a rounding: the two passes are compiled apart."""
   found = update(method(name), state=at_reference())[1]
-  assert float(found['kl_ref_seq' if name == 'rloo' else 'kl_ref']) == 0.0
+  close(found['kl_ref_seq' if name == 'rloo' else 'kl_ref'], 0, atol=1e-12)
 
 
 def test_k3_is_never_negative_and_has_the_mean_of_k1():
@@ -262,7 +262,7 @@ def test_dpo_at_the_reference():
   found = update(m, state=state)[1]
   close(found['loss'], np.log(2))
   for name in ('margin', 'reward_chosen', 'reward_rejected'):
-    assert float(found[name]) == 0.0
+    close(found[name], 0)
 
   def margin(policy):
     batch = toy.batch()

@@ -129,10 +129,10 @@ def test_the_pad_may_be_the_stop_token():
 
 
 def test_padding_does_not_leak():
-  """The same prompts in a wider array."""
+  """The same prompts in a wider array, whose sums may round otherwise."""
   got = sample(ids=prompts(pad=3, width=P + 8))
   np.testing.assert_array_equal(got.tokens, free().tokens)
-  close(got.behavior_logp, free().behavior_logp, 1e-6)
+  close(got.behavior_logp, free().behavior_logp, 1e-5)
 
 
 def test_a_draw_goes_with_its_prompt():

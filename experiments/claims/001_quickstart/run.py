@@ -1,4 +1,4 @@
-"""Runs the quickstart on two seeds, and once without KL; writes what came of it.
+"""Runs the quickstart on three seeds, and once without KL; writes what came of it.
 
   python experiments/claims/001_quickstart/run.py --workdir=runs/001_quickstart
 
@@ -20,6 +20,7 @@ ROOT = HERE.parents[2]
 ARMS = {
   'seed0': ['--config.seed=0'],
   'seed1': ['--config.seed=1'],
+  'seed2': ['--config.seed=2'],
   'no_kl_seed0': ['--config.seed=0', '--config.method.beta=0.0'],
 }
 CURVE = ('reward', 'kl_ref', 'length', 'eval/accuracy', 'eval/low', 'eval/high')
