@@ -118,3 +118,9 @@ def test_nothing_imports_torch_or_tensorflow():
 
 if __name__ == '__main__':
   print(method_table())
+
+
+def test_every_folder_of_the_package_is_installed():
+  """find_packages leaves out a folder without __init__.py, and says nothing."""
+  folders = {p.parent for p in (ROOT / 'jaxrl_llm').rglob('*.py')}
+  assert [f for f in sorted(folders) if not (f / '__init__.py').exists()] == []

@@ -1,0 +1,1 @@
+"""Post-training of language models: `update_step(state, batch) -> (state, metrics)`."""
