@@ -46,7 +46,7 @@ setup(
     'tasks': TASKS,
     'wandb': WANDB,
     'test': [*TEST, *SMOLLM2, *TASKS],
-    'parity': ['torch>=2.6', 'accelerate>=1.0'],
+    'parity': ['torch>=2.6', 'accelerate>=1.0', 'peft>=0.15'],
     'all': [*SMOLLM2, *TASKS, *WANDB],
   },
 )

@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from jaxrl_llm import restored
-from jaxrl_llm.models import weights
+from jaxrl_llm.models import lora, weights
 from jaxrl_llm.types import InputError
 
 
@@ -12,12 +12,20 @@ def main(argv: list[str]) -> None:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('workdir')
   parser.add_argument('folder', help='must not exist yet')
+  parser.add_argument(
+    '--adapters', action='store_true', help="a LoRA run's adapters alone, for PEFT"
+  )
   args = parser.parse_args(argv)
   policy = restored.policy(args.workdir)
-  weights.save(
-    args.folder, policy.decoder.config, policy.params, tokenizer=policy.tokenizer
-  )
-  print(f'{args.folder}: config.json, model.safetensors and the tokenizer.')
+  if not args.adapters:
+    weights.save(args.folder, policy.fields, policy.params, tokenizer=policy.tokenizer)
+    print(f'{args.folder}: config.json, model.safetensors and the tokenizer.')
+    return
+  if policy.adapters is None:
+    raise InputError(f'{args.workdir} trained without LoRA; leave out --adapters.')
+  low_rank, params = policy.adapters
+  lora.save(args.folder, policy.fields, params, low_rank, base=policy.name)
+  print(f'{args.folder}: adapter_config.json and adapter_model.safetensors.')
 
 
 if __name__ == '__main__':

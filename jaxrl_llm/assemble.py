@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl_llm import build, forward, sections, sharding, sources, step, types
+from jaxrl_llm import build, forward, initial, sections, sharding, sources, step, types
 from jaxrl_llm.data import examples
 from jaxrl_llm.evaluate import held_out
 from jaxrl_llm.models import pretrained
@@ -42,13 +42,15 @@ def assemble(config) -> Run:
   choose(REMAT, config.model.remat, 'config.model.remat')
   mesh = make_mesh(config)
   text = make_text(config, model)
+  adapters = initial.lora(config.model)
   decoders = {
     role: Decoder(
       model.config,
       dtype,
       config.model.remat,
-      scalar=role in ('critic', 'reward'),
+      scores=int(role in ('critic', 'reward')),
       spread=sharding.constrain(mesh),
+      lora=None if role == 'ref' else adapters,
     )
     for role in ('policy', 'ref', 'critic', 'reward')
   }
@@ -56,7 +58,9 @@ def assemble(config) -> Run:
   u = config.plan
   total = config.steps * u.epochs * u.minibatches
   tx, rates = make_optimizer(config, method, total)
-  state = place(init_state(config, method, model, tx), mesh)
+  state = initial.state(
+    model, forward.roles(all_needs(method)), tx, mesh, lora=adapters, seed=config.seed
+  )
   update_step = step.make_update_step(
     see,
     tx,
@@ -123,7 +127,7 @@ def make_text(config, model) -> sources.Text:
   return sources.Text(encode, decode, config.source.max_prompt)
 
 
-# ---- Parameters and optimizer --------------------------------------------------------
+# ---- The optimizer -------------------------------------------------------------------
 
 
 def all_needs(method: Method) -> tuple[str, ...]:
@@ -140,36 +144,6 @@ def make_optimizer(config, method: Method, total_updates: int):
     )
   chosen = {role: config.optimizer[role].to_dict() for role in sorted(trained)}
   return build.optimizer(chosen, total_updates)
-
-
-def init_state(config, method: Method, model, tx) -> State:
-  """The first state: every role starts from the pretrained weights."""
-  found = forward.roles(all_needs(method))
-  params = {role: init_role(model, role) for role in sorted(found['params'])}
-  frozen = {role: init_role(model, role) for role in sorted(found['frozen'])}
-  return State(
-    step=jnp.int32(0),
-    applied=jnp.int32(0),
-    skipped=jnp.int32(0),
-    params=params,
-    opt_state=jax.jit(tx.init)(params),
-    frozen=frozen,
-    extra={},
-    key=jax.random.key(config.seed),
-  )
-
-
-def init_role(model, role: str):
-  """A copy of the weights; critic and reward get a scalar head of zeros for theirs."""
-  params = jax.tree.map(jnp.array, model.params)
-  if role in ('policy', 'ref'):
-    return params
-  params.pop('head', None)
-  return params | {'scalar': jnp.zeros(model.config.width)}
-
-
-def place(state: State, mesh) -> State:
-  return jax.device_put(state, sharding.state_sharding(state, mesh))
 
 
 # ---- Sources and evaluation ----------------------------------------------------------
@@ -193,6 +167,7 @@ def make_questions(config, decoders, see, method, model, text, mesh):
   rows = lambda arrays: sharding.put_batch(arrays, mesh)
   source = sources.on_policy(
     sample=sampler(s.group),
+    policy=forward.policy,
     text=text,
     record=task.train,
     reward=make_reward(config, task),
@@ -210,7 +185,7 @@ def make_questions(config, decoders, see, method, model, text, mesh):
   shards = sharding.shards(mesh)
   batch = -(-config.evaluation.batch // shards) * shards  # Rounded up to divide.
   score = held_out.make_held_out(sampler(1), text, task, batch=batch, place=rows)
-  return source, lambda state: score(state.params['policy'])
+  return source, lambda state: score(forward.policy(state))
 
 
 def make_reward(config, task):

@@ -12,6 +12,7 @@ def default_config(name: str, method: str) -> config_dict.ConfigDict:
   c.seed = 0
   c.steps = 100
   c.model = dict(name='smollm2', dtype='float32', remat='none')
+  c.model.lora = dict(rank=0, alpha=16.0, targets='q|k|v|o|gate|up|down')
   c.method = build.defaults(method)
   c.plan = dict(epochs=1, minibatches=1, microbatches=1)
   c.optimizer = dict(policy=adam(2e-5))
@@ -31,6 +32,6 @@ def adam(learning_rate: float) -> dict:
     decay='constant',
     final=0.0,
     clip=1.0,
-    no_decay='norm|scalar',
+    no_decay='norm|scores|bias',
     options=dict(b1=0.9, b2=0.95, weight_decay=0.0),
   )

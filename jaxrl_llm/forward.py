@@ -8,6 +8,7 @@ affair: everything it returns is [B, G, T] or [B, G].
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+import flax
 import jax.numpy as jnp
 
 from jaxrl_llm.models.decoder import Decoder, extend, head_kernel, prefill
@@ -30,6 +31,8 @@ SENSORS = {
   'entropy': Sensor('params', 'policy', 'entropy'),
   'value': Sensor('params', 'critic', 'value'),
   'score': Sensor('params', 'reward', 'score'),
+  'token_score': Sensor('params', 'reward', 'token_score'),
+  'attributes': Sensor('params', 'reward', 'attributes'),
   'ref_logp': Sensor('frozen', 'ref', 'logp'),
 }
 
@@ -41,7 +44,8 @@ def make_forward(decoders: dict[str, Decoder]) -> Forward:
   """Returns `forward(params, frozen, batch, needs) -> Outputs`.
 
   Args:
-    decoders: one per role; a role's decoder reads the role's tree of parameters.
+    decoders: one per role; a role's decoder reads the role's tree of parameters, laid
+      over `frozen['base']` where there is one (LoRA).
   """
 
   def forward(params: Params, frozen: Params, batch: Batch, needs) -> Outputs:
@@ -51,12 +55,24 @@ def make_forward(decoders: dict[str, Decoder]) -> Forward:
     for source in {(s.tree, s.role) for s in own.values()}:
       tree, role = source
       read = {n: s.read for n, s in own.items() if (s.tree, s.role) == source}
-      found |= read_role(decoders[role], trees[tree][role], batch, read)
+      own_params = lay(trees[tree].get(role, {}), frozen.get('base', {}))
+      found |= read_role(decoders[role], own_params, batch, read)
     if aux := tuple(n.removeprefix('aux/') for n in needs if n.startswith('aux/')):
       found['aux'] = forward(params, frozen, batch.aux, aux)
     return Outputs(**found)
 
   return forward
+
+
+def lay(own: Params, base: Params) -> Params:
+  """One tree over another: where both have a leaf, `own` counts."""
+  flat = flax.traverse_util.flatten_dict
+  return flax.traverse_util.unflatten_dict(flat(base) | flat(own))
+
+
+def policy(state) -> Params:
+  """The whole tree of a state's policy, to sample from."""
+  return lay(state.params['policy'], state.frozen.get('base', {}))
 
 
 def sensor(need: str) -> Sensor:
@@ -84,16 +100,31 @@ def read_role(decoder: Decoder, params, batch: Batch, names: dict[str, str]) -> 
   if reads & {'logp', 'entropy'}:
     kernel = head_kernel(params)
     out['logp'], out['entropy'] = logprobs.token_stats(
-      before, kernel, batch.completions, batch.temperature
+      before,
+      kernel,
+      batch.completions,
+      batch.temperature,
+      cap=decoder.config.logit_cap,
     )
-  if reads & {'value', 'score'}:
-    read = lambda x: jnp.einsum(
-      'bgtd,d->bgt', x.astype(jnp.float32), params['scalar'].astype(jnp.float32)
-    )
-    out['value'] = read(before)
-    last = jnp.maximum(batch.length - 1, 0)[..., None]
-    out['score'] = jnp.take_along_axis(read(at), last, -1)[..., 0]
+  if 'scores' in params:
+    out |= read_scores(params['scores'], before, at, batch.length)
   return {field: out[name] for field, name in names.items()}
+
+
+def read_scores(kernel, before, at, length) -> dict:
+  """What a head [D, A] says: of the state before a token, at it, and at the last."""
+  read = lambda x: jnp.einsum(
+    'bgtd,da->bgta', x.astype(jnp.float32), kernel.astype(jnp.float32)
+  )
+  value, score = read(before), read(at)
+  last = jnp.maximum(length - 1, 0)[..., None, None]
+  attributes = jnp.take_along_axis(score, last, 2)[:, :, 0]
+  return {
+    'value': value[..., 0],
+    'token_score': score[..., 0],
+    'attributes': attributes,
+    'score': attributes[..., 0],
+  }
 
 
 def states(decoder: Decoder, params, batch: Batch):

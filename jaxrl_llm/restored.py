@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import config_dict
 
-from jaxrl_llm import assemble, checkpoint, forward
-from jaxrl_llm.models import pretrained
+from jaxrl_llm import assemble, checkpoint, forward, initial
+from jaxrl_llm.models import lora, pretrained
+from jaxrl_llm.models.config import Lora
 from jaxrl_llm.models.decoder import Decoder
 from jaxrl_llm.types import InputError, Params
 
@@ -17,8 +18,11 @@ class Policy(NamedTuple):
   """A network, its parameters and its Hugging Face tokenizer."""
 
   decoder: Decoder
-  params: Params
+  params: Params  # Adapters, if any, merged.
   tokenizer: Any
+  fields: dict[str, Any]  # The model's config.json.
+  name: str  # The pretrained model's.
+  adapters: tuple[Lora, Params] | None
 
 
 def policy(workdir: str) -> Policy:
@@ -38,9 +42,22 @@ def policy(workdir: str) -> Policy:
       f'{workdir} trains {sorted(trained)} and no policy to sample or export.'
     )
   model = pretrained.load(config.model.name)
-  shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), model.params)
+  low_rank = initial.lora(config.model)
+  params, adapters = model.params(), None
+  start = params if low_rank is None else lora.init(model.config, low_rank)
+  shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), start)
   found = checkpoint.restore(workdir, {'params': {'policy': shapes}})
   if found is None:
     raise InputError(f'{workdir} has no checkpoint yet.')
-  decoder = Decoder(model.config, assemble.DTYPES[config.model.dtype])
-  return Policy(decoder, found[0]['params']['policy'], model.tokenizer)
+  trained = found[0]['params']['policy']
+  if low_rank is not None:
+    adapters = (low_rank, trained)
+    trained = lora.merge(params, trained, low_rank)
+  return Policy(
+    Decoder(model.config, assemble.DTYPES[config.model.dtype]),
+    trained,
+    model.tokenizer,
+    model.fields,
+    config.model.name,
+    adapters,
+  )

@@ -1,9 +1,11 @@
 """Where arrays live. The only file that knows there is more than one device."""
 
+import functools
 import math
 import re
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -41,19 +43,39 @@ def matches(pattern: str, path) -> bool:
   return re.search(pattern, path_name(path)) is not None
 
 
+def leaf_sharding(name: str, shape, mesh: Mesh, rules=RULES) -> NamedSharding:
+  """The sharding of one leaf; an axis that does not divide is not split."""
+  spec = next(spec for pattern, spec in rules if re.fullmatch(pattern, name))
+  fits = [
+    axis if axis and size % mesh.shape[axis] == 0 else None
+    for axis, size in zip(spec, shape)
+  ]
+  return NamedSharding(mesh, P(*fits))
+
+
 def state_sharding(state, mesh: Mesh, rules=RULES):
   """A sharding for every leaf of a state, from `rules` over its path."""
+  return jax.tree_util.tree_map_with_path(
+    lambda path, x: leaf_sharding(path_name(path), x.shape, mesh, rules), state
+  )
 
-  def one(path, x):
-    name = path_name(path)
-    spec = next(spec for pattern, spec in rules if re.fullmatch(pattern, name))
-    fits = [
-      axis if axis and size % mesh.shape[axis] == 0 else None
-      for axis, size in zip(spec, x.shape)
-    ]
-    return NamedSharding(mesh, P(*fits))
 
-  return jax.tree_util.tree_map_with_path(one, state)
+def zeros(shape, sharding):
+  """Float32 zeros, made where they belong; `sharding` None is the default device."""
+  return jax.jit(lambda: jnp.zeros(shape, jnp.float32), out_shardings=sharding)()
+
+
+def write(leaf, x, index: tuple[int, ...]):
+  """`leaf[index] = x` in the leaf's own buffer; each device is sent its share of x."""
+  where = leaf.sharding
+  if isinstance(where, NamedSharding):
+    where = NamedSharding(where.mesh, P(*where.spec[len(index) :]))
+  return _write(leaf, jax.device_put(x, where), index)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _write(leaf, x, index):
+  return leaf.at[index].set(x)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

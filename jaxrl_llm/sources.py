@@ -46,6 +46,7 @@ def on_policy(
   prompts: int,
   temperature: float,
   place=lambda x: x,
+  policy=lambda state: state.params['policy'],
 ) -> Source:
   """Fresh completions of the current policy, scored.
 
@@ -57,6 +58,7 @@ def on_policy(
     prompts: groups per batch.
     temperature: of the sampling, and so of the policy that is trained.
     place: puts prompt arrays on the devices.
+    policy: the state's parameters to sample with (forward.policy).
   """
 
   def source(state: State, step: int) -> Drawn:
@@ -67,7 +69,7 @@ def on_policy(
     warmth = np.full(prompts, temperature, np.float32)
     key = jax.random.fold_in(state.key, step)
     arrays = place((tokens, length, ids, warmth))
-    rollout = jax.device_get(sample(state.params['policy'], *arrays, key, state.step))
+    rollout = jax.device_get(sample(policy(state), *arrays, key, state.step))
     sampled = time.perf_counter()
     rows = to_samples(rollout, records, text)
     total, parts = reward(rows)

@@ -14,7 +14,7 @@ from jaxrl_llm.types import Batch, Method, Metrics, Outputs, State
 
 # Per-token fields: masked slots are replaced by 0 before any method sees them.
 PER_TOKEN = ('behavior_logp', 'old_logp', 'ref_logp', 'old_value')
-SENSED = ('logp', 'entropy', 'value', 'ref_logp')
+SENSED = ('logp', 'entropy', 'value', 'token_score', 'ref_logp')
 
 
 def make_update_step(
@@ -59,8 +59,7 @@ def make_update_step(
     check_plan(batch, minibatches, microbatches)
     batch = clean(jax.lax.stop_gradient(batch))
     batch = observe(forward, state, batch, observed, microbatches)
-    state, batch = method.prepare(state, batch)
-    types.check(batch)
+    state, batch = prepare(method, state, batch)
     order, batch = batch.order, batch.replace(order=None)
 
     def epoch(state, index):
@@ -125,7 +124,7 @@ def make_measure(forward: Forward, method: Method):
   def measure(state: State, batch: Batch) -> dict:
     types.check(batch)
     batch = observe(forward, state, clean(batch), names)
-    batch = weigh(method.prepare(state, batch)[1], method)
+    batch = weigh(prepare(method, state, batch)[1], method)
     batch = couple(forward, method, state, batch, 1)
     out = sense(forward, state.params, state.frozen, batch, live(method))
     loss, metrics = method.loss(out, batch)
@@ -159,6 +158,13 @@ def observe(forward: Forward, state: State, batch: Batch, names, pieces=1) -> Ba
   read = functools.partial(sense, forward, state.params, state.frozen, needs=sensors)
   out = jax.lax.stop_gradient(in_pieces(read, batch, pieces))
   return batch.replace(**{n: getattr(out, OBSERVED[n]) for n in missing})
+
+
+def prepare(method: Method, state: State, batch: Batch) -> tuple[State, Batch]:
+  """The method's view of the whole batch, its shapes checked."""
+  state, batch = method.prepare(state, batch)
+  types.check(batch)
+  return state, batch
 
 
 def clean(batch: Batch) -> Batch:

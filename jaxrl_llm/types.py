@@ -72,6 +72,8 @@ class Outputs:
   entropy: BGT | None = None
   value: BGT | None = None  # Before token t is seen.
   score: BG | None = None  # At the last token of the completion.
+  token_score: BGT | None = None  # At each token, which is seen.
+  attributes: Array | None = None  # [B, G, A], at the last token of the completion.
   ref_logp: BGT | None = None
   aux: 'Outputs | None' = None
 

@@ -93,7 +93,7 @@ def test_the_tiny_model_is_tiny():
 
   = 6656 + 2 x (128 + 12288 + 24576) + 64 = 80704.
   """
-  params = pretrained.load('tiny').params
+  params = pretrained.load('tiny').params()
   assert sum(x.size for x in runs.jax.tree.leaves(params)) == 80704
 
 

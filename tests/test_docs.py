@@ -13,6 +13,7 @@ import toy
 from nbclient import NotebookClient
 
 from jaxrl_llm import build
+from jaxrl_llm.models.families import FAMILIES
 from jaxrl_llm.step import make_update_step
 
 ROOT = Path(__file__).parents[1]
@@ -84,6 +85,22 @@ def test_the_method_table_is_fresh():
   text = (ROOT / 'README.md').read_text()
   shown = re.search(r'<!-- methods -->\n(.*?)\n<!-- /methods -->', text, re.S).group(1)
   assert shown == method_table()
+
+
+def family_table() -> str:
+  """The README's table of model families, from the table that loads them."""
+  rows = ['| model_type | models | beside Llama |', '|---|---|---|']
+  for name, family in FAMILIES.items():
+    rows.append(f'| `{name}` | {family.models} | {family.differs} |')
+  return '\n'.join(rows)
+
+
+def test_the_family_table_is_fresh():
+  text = (ROOT / 'README.md').read_text()
+  shown = re.search(r'<!-- families -->\n(.*?)\n<!-- /families -->', text, re.S).group(
+    1
+  )
+  assert shown == family_table()
 
 
 @pytest.mark.parametrize('path', METHODS, ids=lambda p: p.stem)

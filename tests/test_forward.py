@@ -24,12 +24,12 @@ PLAIN = Decoder(CONFIG)
 
 def random_params(scalar=False, seed=1):
   zero = jnp.zeros((1, 1, 1), jnp.int32)
-  decoder = Decoder(CONFIG, scalar=scalar)
+  decoder = Decoder(CONFIG, scores=int(scalar))
   tree = decoder.init(jax.random.key(seed), zero, zero, causal(1))['params']
   wide = lambda x: x if (x == 1).all() else 10 * x
   tree = jax.tree.map(wide, tree)
   if scalar:
-    tree['scalar'] = jax.random.normal(jax.random.key(seed), (D,))
+    tree['scores'] = jax.random.normal(jax.random.key(seed), (D, 1))
   return tree
 
 
@@ -60,7 +60,7 @@ NEEDS = ('logp', 'entropy', 'value', 'score')
 
 @functools.cache
 def reader(decoder=PLAIN):
-  scalar = Decoder(CONFIG, scalar=True)
+  scalar = Decoder(CONFIG, scores=1)
   see = forward.make_forward({'policy': decoder, 'critic': scalar, 'reward': scalar})
   return jax.jit(lambda params, batch: see(params, {}, batch, NEEDS))
 
@@ -77,7 +77,7 @@ def close(got, want, atol=1e-5):
 @functools.cache
 def alone(scalar=False):
   """Hidden states of rows [N, 1, S] that share nothing, under a given mask."""
-  decoder = Decoder(CONFIG, scalar=scalar)
+  decoder = Decoder(CONFIG, scores=int(scalar))
   return jax.jit(
     lambda tree, ids, positions, mask: decoder.apply(
       {'params': tree}, ids, positions, mask
@@ -128,11 +128,11 @@ def test_scalars_of_each_row_alone():
   ids, positions, mask, start = rows()
   tree = params()['critic']
   before, _ = token_by_token(alone(True)(tree, ids, positions, mask), start)
-  close(seen().value, (before @ tree['scalar']).reshape(B, G, T))
+  close(seen().value, (before @ tree['scores'][:, 0]).reshape(B, G, T))
   tree = params()['reward']
   _, at = token_by_token(alone(True)(tree, ids, positions, mask), start)
   last = example().length.reshape(-1) - 1
-  close(seen().score, (at[np.arange(B * G), last] @ tree['scalar']).reshape(B, G))
+  close(seen().score, (at[np.arange(B * G), last] @ tree['scores'][:, 0]).reshape(B, G))
 
 
 def test_nothing_after_a_token_is_seen():

@@ -113,11 +113,11 @@ def test_decay_spares_norms_and_scalars():
       'embed': two(3, 2),
       'final_norm': two(2),
       'layers': {'q': two(1, 2, 2), 'attn_norm': two(1, 2), 'mlp_norm': two(1, 2)},
-      'scalar': two(2),
+      'scores': two(2),
     }
   }
   grads = jax.tree.map(jnp.zeros_like, params)
-  c = role('adamw', 0.5, weight_decay=0.1) | dict(no_decay='norm|scalar')
+  c = role('adamw', 0.5, weight_decay=0.1) | dict(no_decay='norm|scores')
   changes, _ = moved({'critic': c}, params, grads)
   got = {k: float(v.ravel()[0]) for k, v in leaves(changes[0])}
   due = {'embed': -0.1, 'layers/q': -0.1}

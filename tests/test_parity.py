@@ -1,15 +1,18 @@
 """Our logits are transformers', recorded (oracles/) and, with torch, live."""
 
+import functools
 import json
 
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import safetensors.numpy
 from oracles import make_reference_logits as oracle
 
-from jaxrl_llm.models import decoder, pretrained, weights
+from jaxrl_llm.models import attention, decoder, pretrained, weights
+from jaxrl_llm.models.families import FAMILIES
+from jaxrl_llm.ops import logprobs
 
 RECORDED = np.load(oracle.FILE)
 TOLERANCE = 1e-4
@@ -19,16 +22,18 @@ TOLERANCE = 1e-4
 FIRST_POSITION = 5e-4
 
 
-def write(folder, config):
-  """The oracle's random model as a Hugging Face folder."""
-  folder.mkdir()
-  (folder / 'config.json').write_text(json.dumps(config))
-  safetensors.numpy.save_file(oracle.tensors(config), folder / weights.FILE)
-  return folder
+SHAPES = {name: json.loads(str(RECORDED[f'{name}_shapes'])) for name in oracle.CONFIGS}
+SPLIT, ROOM = 9, 13  # Tokens of the prompt in `in_parts`, and the slots it lies in.
+
+
+def logits_of(config, params, hidden):
+  return logprobs.logits(
+    hidden.reshape(-1, config.width), decoder.head_kernel(params), config.logit_cap
+  ).reshape(*hidden.shape[:-1], -1)
 
 
 def logits(config, params, tokens):
-  """[N, T] token ids to [N, T, V] float32 logits of our decoder."""
+  """[N, T] token ids to [N, T, V] float32 logits of our decoder, in one pass."""
   tokens = jnp.asarray(tokens, jnp.int32)[:, None]
   length = tokens.shape[-1]
   positions = jnp.zeros_like(tokens) + jnp.arange(length)[None, None]
@@ -39,11 +44,38 @@ def logits(config, params, tokens):
     hidden, _ = model.apply(
       {'params': params}, tokens, positions, decoder.causal(length)
     )
-    head = decoder.head_kernel(params)
-    return jnp.einsum('bgtd,vd->bgtv', hidden, head)[:, 0]
+    return logits_of(config, params, hidden)[:, 0]
 
   with jax.default_matmul_precision('highest'):
     return np.asarray(run(params))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def in_parts(config, params, tokens, cached):
+  """The same as the trainer sees it: a padded prompt once, the rest after it; or, with
+  `cached`, the rest token by token as the sampler does. [N, T - SPLIT, V].
+  """
+  model = decoder.Decoder(config)
+  prompts = jnp.full((len(tokens), ROOM), 7).at[:, :SPLIT].set(tokens[:, :SPLIT])
+  length = jnp.full(len(tokens), SPLIT)
+  rest = tokens[:, None, SPLIT:]
+  _, prefix = decoder.prefill(model, params, prompts, length)
+  if not cached:
+    hidden = decoder.extend(model, params, length, rest, prefix)
+    return logits_of(config, params, hidden)[:, 0]
+  count = rest.shape[-1] + 2
+  shape = (config.layers, len(tokens), 1, count, config.kv_heads, config.head_dim)
+
+  def step(cache, t):
+    seen = jnp.broadcast_to(jnp.arange(count) <= t, (len(tokens), 1, 1, count))
+    at = jnp.full((len(tokens), 1, 1), SPLIT + t)
+    token = jax.lax.dynamic_slice_in_dim(rest, t, 1, 2)
+    hidden, cache = model.apply({'params': params}, token, at, seen, prefix, cache, t)
+    return cache, logits_of(config, params, hidden)[:, 0, 0]
+
+  cache = attention.KV(jnp.zeros(shape), jnp.zeros(shape))
+  _, found = jax.lax.scan(step, cache, jnp.arange(rest.shape[-1]))
+  return jnp.moveaxis(found, 0, 1)
 
 
 def largest(a, b):
@@ -51,23 +83,40 @@ def largest(a, b):
   return np.abs(a.astype(np.float64) - b).max()
 
 
-@pytest.mark.parametrize('name', oracle.CONFIGS)
-def test_tiny(tmp_path, name):
+@pytest.fixture(scope='module', params=oracle.CONFIGS)
+def tiny(request, tmp_path_factory):
+  """(name, folder, token ids) of a tiny random model."""
+  name = request.param
   config = oracle.CONFIGS[name]
-  ours = logits(*weights.load(write(tmp_path / 'm', config)), oracle.tokens(config))
-  assert ours.dtype == np.float32
-  assert largest(ours, RECORDED[name]) < TOLERANCE
+  folder = oracle.write(tmp_path_factory.mktemp(name), config, SHAPES[name])
+  return name, folder, jnp.asarray(oracle.tokens(config), jnp.int32)
+
+
+def test_every_family_is_here():
+  assert {c['model_type'] for c in oracle.CONFIGS.values()} == FAMILIES.keys()
+
+
+def test_tiny(tiny):
+  name, folder, tokens = tiny
+  config, params = weights.load(folder)
+  recorded = RECORDED[name]
+  assert largest(logits(config, params, tokens), recorded) < TOLERANCE
+  with jax.default_matmul_precision('highest'):
+    for cached in (False, True):
+      parts = np.asarray(in_parts(config, params, tokens, cached))
+      assert largest(parts, recorded[:, SPLIT:]) < TOLERANCE
 
 
 @pytest.fixture(scope='module')
 def smollm2():
-  return pretrained.load('smollm2')
+  model = pretrained.load('smollm2')
+  return model.config, model.params()
 
 
 @pytest.mark.parametrize('i', range(len(oracle.PROMPTS)))
 def test_smollm2(smollm2, i):
   tokens = RECORDED[f'smollm2_{i}_tokens']
-  ours = logits(smollm2.config, smollm2.params, tokens)[0]
+  ours = logits(*smollm2, tokens)[0]
   total = np.asarray(jax.nn.logsumexp(ours, -1))
   assert largest(ours[-1, :: oracle.STRIDE], RECORDED[f'smollm2_{i}_last']) < TOLERANCE
   assert largest(total, RECORDED[f'smollm2_{i}_logsumexp']) < TOLERANCE
@@ -81,37 +130,30 @@ class TestLive:
   def torch(self):
     pytest.importorskip('torch')
 
-  @pytest.mark.parametrize('name', oracle.CONFIGS)
-  def test_tiny(self, tmp_path, name):
-    config = oracle.CONFIGS[name]
-    tokens = oracle.tokens(config)
-    theirs = oracle.torch_logits(oracle.torch_model(config), tokens)
-    ours = logits(*weights.load(write(tmp_path / 'm', config)), tokens)
-    assert largest(ours, theirs) < TOLERANCE
-    # The recorded ones are still what transformers says.
+  def test_tiny(self, tiny):
+    """The recorded logits are still what transformers says."""
+    name, folder, tokens = tiny
+    theirs = oracle.torch_logits(oracle.torch_model(folder), np.asarray(tokens, int))
+    assert oracle.saved_shapes(oracle.CONFIGS[name]) == SHAPES[name]
     assert largest(theirs, RECORDED[name]) < 1e-5
 
-  @pytest.mark.parametrize('name', oracle.CONFIGS)
-  def test_export(self, tmp_path, name):
-    from transformers import AutoModelForCausalLM
-
-    config = oracle.CONFIGS[name]
-    ours = weights.load(write(tmp_path / 'm', config))
-    weights.save(tmp_path / 'out', *ours)
-    theirs, info = AutoModelForCausalLM.from_pretrained(
-      tmp_path / 'out', output_loading_info=True
+  def test_export(self, tmp_path, tiny):
+    """In several files with an index; transformers uses every tensor."""
+    name, folder, tokens = tiny
+    stored = weights.open_folder(folder)
+    params = weights.read(stored)
+    weights.save(tmp_path / 'out', stored.fields, params, shard_bytes=20000)
+    assert (tmp_path / 'out' / weights.INDEX).exists()
+    theirs = oracle.torch_logits(
+      oracle.torch_model(tmp_path / 'out'), np.asarray(tokens, int)
     )
-    assert not any(info.values())  # No tensor missing, left over or of another shape.
-    tokens = oracle.tokens(config)
-    assert (
-      largest(logits(*ours, tokens), oracle.torch_logits(theirs, tokens)) < TOLERANCE
-    )
+    assert largest(theirs, RECORDED[name]) < 1e-5
 
-  @pytest.mark.parametrize('name', oracle.CONFIGS)
-  def test_import_of_their_folder(self, tmp_path, name):
-    config = oracle.CONFIGS[name]
-    oracle.torch_model(config).save_pretrained(tmp_path / 'm')
-    ours = logits(*weights.load(tmp_path / 'm'), oracle.tokens(config))
+  def test_import_of_their_folder(self, tmp_path, tiny):
+    """What transformers 5 saves, whose config.json has other words."""
+    name, folder, tokens = tiny
+    oracle.torch_model(folder).save_pretrained(tmp_path / 'm')
+    ours = logits(*weights.load(tmp_path / 'm'), tokens)
     assert largest(ours, RECORDED[name]) < TOLERANCE
 
   def test_smollm2(self, smollm2):
@@ -119,14 +161,16 @@ class TestLive:
     model, _ = oracle.smollm2()
     state = model.state_dict()
     # All 272 tensors, bit for bit: dequantised and unpermuted alike.
-    due = weights.slots(smollm2.config, lambda row: row.hf)
-    for name, slot in due.items():
-      leaf = smollm2.params[slot.path[0]]
-      leaf = leaf[slot.path[1]][slot.layer] if len(slot.path) == 2 else leaf
+    config, params = smollm2
+    flat = flax.traverse_util.flatten_dict(params)
+    due = weights.slots(config, FAMILIES['llama'].names)
+    assert len(due) == 272
+    for name, (slot,) in due.items():
       theirs = state[name].numpy()
-      np.testing.assert_array_equal(leaf, theirs.T if slot.transpose else theirs)
+      theirs = theirs.T if slot.transpose else theirs
+      np.testing.assert_array_equal(flat[slot.path][slot.index], theirs)
     tokens = RECORDED['smollm2_0_tokens']
     theirs = oracle.torch_logits(model, tokens.astype(np.int64))[0]
-    ours = logits(smollm2.config, smollm2.params, tokens)[0]
+    ours = logits(*smollm2, tokens)[0]
     assert largest(ours[1:], theirs[1:]) < TOLERANCE
     assert largest(ours[:1], theirs[:1]) < FIRST_POSITION

@@ -18,10 +18,11 @@ PLANS = {
   'ppo': dict(plan=dict(epochs=2, minibatches=2)),
   'dpo': dict(plan=dict(minibatches=2)),
   'dapo': dict(source=dict(name='until_mixed', limit=2)),
+  'rloo': dict(model=dict(lora=dict(rank=2, alpha=4.0, targets='q|v'))),
 }
 
 
-class Killed(Exception):
+class Killed(BaseException):
   """What no one catches."""
 
 

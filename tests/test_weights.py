@@ -17,7 +17,7 @@ import tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from jaxrl_llm.models import config_json, gguf, pretrained, weights
-from jaxrl_llm.models.config import DecoderConfig
+from jaxrl_llm.models.config import DecoderConfig, Rope
 from jaxrl_llm.types import InputError
 
 CONFIG = DecoderConfig(
@@ -28,11 +28,12 @@ CONFIG = DecoderConfig(
   kv_heads=2,
   mlp_width=10,
   head_dim=4,
-  rope_base=500.0,
+  rope=Rope(500.0),
   norm_eps=1e-3,
   tied=False,
   max_positions=32,
 )
+FIELDS = config_json.llama(CONFIG)
 PRINTABLE = ''.join(map(chr, range(32, 127))) + '\n'
 
 
@@ -51,7 +52,7 @@ def assert_same(a, b):
 @pytest.fixture
 def folder(tmp_path):
   path = tmp_path / 'model'
-  weights.save(path, CONFIG, pretrained.random_params(CONFIG))
+  weights.save(path, FIELDS, pretrained.random_params(CONFIG))
   return path
 
 
@@ -84,7 +85,7 @@ class TestFolder:
   def test_round_trip(self, tmp_path, tied):
     config = dataclasses.replace(CONFIG, tied=tied)
     params = pretrained.random_params(config)
-    weights.save(tmp_path / 'model', config, params)
+    weights.save(tmp_path / 'model', config_json.llama(config), params)
     loaded, again = weights.load(tmp_path / 'model')
     assert loaded == config
     assert_same(again, params)
@@ -123,15 +124,14 @@ class TestFolder:
   def test_rope_base_as_transformers_5_writes_it(self, folder):
     rope = {'rope_type': 'default', 'rope_theta': 77.0}
     edit(folder / 'config.json', rope_theta=None, rope_parameters=rope)
-    assert weights.load(folder)[0].rope_base == 77.0
+    assert weights.load(folder)[0].rope.base == 77.0
 
   def test_rope_base_as_transformers_4_wrote_it(self, folder):
     edit(folder / 'config.json', rope_parameters=None, rope_theta=77.0)
-    assert weights.load(folder)[0].rope_base == 77.0
+    assert weights.load(folder)[0].rope.base == 77.0
 
-  def test_absent_keys_take_the_defaults_of_llama(self, tmp_path):
+  def test_absent_keys_take_the_defaults_of_llama(self):
     # width 8 over 4 heads: head_dim 2; as many key-value heads as heads.
-    path = tmp_path / 'config.json'
     fields = {
       'model_type': 'llama',
       'vocab_size': 5,
@@ -140,8 +140,7 @@ class TestFolder:
       'num_hidden_layers': 1,
       'num_attention_heads': 4,
     }
-    path.write_text(json.dumps(fields))
-    assert config_json.read(path) == DecoderConfig(
+    assert config_json.decoder(fields, 'config.json') == DecoderConfig(
       vocab=5,
       width=8,
       layers=1,
@@ -149,7 +148,7 @@ class TestFolder:
       kv_heads=4,
       mlp_width=3,
       head_dim=2,
-      rope_base=10000.0,
+      rope=Rope(10000.0),
       norm_eps=1e-6,
       tied=False,
       max_positions=2048,
@@ -157,13 +156,13 @@ class TestFolder:
 
 
 CONFIG_ERRORS = {
-  'model_type': 'qwen2',
+  'model_type': 'mamba',
   'hidden_act': 'gelu',
-  'attention_bias': True,
-  'mlp_bias': True,
+  'attention_bias': 1,
+  'mlp_bias': 'yes',
   'attention_dropout': 0.1,
   'quantization_config': {'bits': 4},
-  'rope_scaling': {'type': 'linear', 'factor': 2.0},
+  'rope_scaling': {'type': 'dynamic', 'factor': 2.0},
   'rope_parameters': {'rope_type': 'llama3', 'rope_theta': 10000.0},
   'tie_word_embeddings': 'no',
   'vocab_size': 0,
@@ -260,7 +259,7 @@ class TestSave:
   def test_refuses_to_overwrite(self, folder):
     before = (folder / weights.FILE).read_bytes()
     with pytest.raises(InputError, match='exists already'):
-      weights.save(folder, CONFIG, pretrained.random_params(CONFIG, seed=1))
+      weights.save(folder, FIELDS, pretrained.random_params(CONFIG, seed=1))
     assert (folder / weights.FILE).read_bytes() == before
 
   def test_failure_leaves_nothing(self, tmp_path):
@@ -272,7 +271,7 @@ class TestSave:
 
     params = pretrained.random_params(CONFIG)
     with pytest.raises(OSError, match='disk full'):
-      weights.save(tmp_path / 'model', CONFIG, params, tokenizer=Unsaved())
+      weights.save(tmp_path / 'model', FIELDS, params, tokenizer=Unsaved())
     assert list(tmp_path.iterdir()) == []
 
   def test_parameter_of_another_shape(self, tmp_path):
@@ -280,15 +279,15 @@ class TestSave:
     params['layers']['q'] = params['layers']['q'][:1]
     message = r'layers/q has shape \(1, 12, 16\).*\(2, 12, 16\)'
     with pytest.raises(InputError, match=message):
-      weights.save(tmp_path / 'model', CONFIG, params)
+      weights.save(tmp_path / 'model', FIELDS, params)
 
   def test_parameter_too_many_or_too_few(self, tmp_path):
     params = pretrained.random_params(CONFIG)
-    with pytest.raises(InputError, match='scalar has shape'):
-      weights.save(tmp_path / 'm', CONFIG, params | {'scalar': params['final_norm']})
+    with pytest.raises(InputError, match='scores has shape'):
+      weights.save(tmp_path / 'm', FIELDS, params | {'scores': params['final_norm']})
     del params['final_norm']
     with pytest.raises(InputError, match='final_norm has shape None'):
-      weights.save(tmp_path / 'm', CONFIG, params)
+      weights.save(tmp_path / 'm', FIELDS, params)
 
 
 def write_gguf(path, *, change=lambda tensors: tensors, architecture='llama', **extra):
@@ -301,7 +300,7 @@ def write_gguf(path, *, change=lambda tensors: tensors, architecture='llama', **
   writer.add_feed_forward_length(c.mlp_width)
   writer.add_head_count(c.heads)
   writer.add_head_count_kv(c.kv_heads)
-  writer.add_rope_freq_base(c.rope_base)
+  writer.add_rope_freq_base(c.rope.base)
   writer.add_rope_dimension_count(c.head_dim)
   writer.add_layer_norm_rms_eps(c.norm_eps)
   writer.add_vocab_size(c.vocab)
@@ -343,9 +342,9 @@ def write_gguf(path, *, change=lambda tensors: tensors, architecture='llama', **
 
 class TestGGUF:
   def test_round_trip(self, tmp_path):
-    config, params = gguf.load(write_gguf(tmp_path / 'm.gguf'))
-    assert config == CONFIG
-    assert_same(params, pretrained.random_params(CONFIG))
+    stored = gguf.open_file(write_gguf(tmp_path / 'm.gguf'))
+    assert stored.config == CONFIG
+    assert_same(weights.read(stored), pretrained.random_params(CONFIG))
 
   def test_rotary_rows(self):
     # Two heads of four rows; the file holds rows 0 2 1 3 of each.
@@ -358,19 +357,19 @@ class TestGGUF:
   def test_missing_and_unknown_tensors_are_named(self, tmp_path):
     drop = lambda t: {n: x for n, x in t.items() if n != 'blk.1.ffn_up.weight'}
     with pytest.raises(InputError, match=r'no tensor blk\.1\.ffn_up\.weight'):
-      gguf.load(write_gguf(tmp_path / 'a.gguf', change=drop))
+      gguf.open_file(write_gguf(tmp_path / 'a.gguf', change=drop))
     more = lambda t: t | {'rope_freqs.weight': np.ones(2, np.float32)}
     with pytest.raises(InputError, match=r'lacks: rope_freqs\.weight'):
-      gguf.load(write_gguf(tmp_path / 'b.gguf', change=more))
+      gguf.open_file(write_gguf(tmp_path / 'b.gguf', change=more))
 
   def test_other_architecture(self, tmp_path):
     with pytest.raises(InputError, match="architecture is 'qwen2'"):
-      gguf.load(write_gguf(tmp_path / 'm.gguf', architecture='qwen2'))
+      gguf.open_file(write_gguf(tmp_path / 'm.gguf', architecture='qwen2'))
 
   def test_rope_scaling(self, tmp_path):
     path = write_gguf(tmp_path / 'm.gguf', llama__rope__scaling__type='linear')
     with pytest.raises(InputError, match=r'llama\.rope\.scaling\.type'):
-      gguf.load(path)
+      gguf.open_file(path)
 
   def test_other_tokenizer(self, tmp_path):
     path = write_gguf(tmp_path / 'm.gguf', tokenizer__ggml__model='llama')
@@ -381,7 +380,7 @@ class TestGGUF:
     (tmp_path / 'm.gguf').write_bytes(b'no GGUF at all' * 9)
     for name in ('m.gguf', 'absent.gguf'):
       with pytest.raises(InputError, match=f'{name} is not a readable GGUF'):
-        gguf.load(tmp_path / name)
+        gguf.open_file(tmp_path / name)
 
   def test_packages_missing(self, monkeypatch):
     monkeypatch.setitem(sys.modules, 'gguf', None)
@@ -394,17 +393,17 @@ class TestGGUF:
 
 class TestTiny:
   def test_characters_round_trip(self):
-    config, params, tokenizer = pretrained.load('tiny')
+    config, _, tokenizer, params = pretrained.load('tiny')
     ids = tokenizer(PRINTABLE).input_ids
     assert ids == list(range(96))
     assert tokenizer.decode(ids) == PRINTABLE
     assert tokenizer('é').input_ids == [97]  # <unk>, after 96 characters and <eos>.
     assert tokenizer.eos_token_id == tokenizer.pad_token_id == 96
     assert pretrained.stop_ids(tokenizer) == (96,)
-    assert len(tokenizer) == config.vocab == len(params['embed']) == 104
+    assert len(tokenizer) == config.vocab == len(params()['embed']) == 104
 
   def test_parameters(self):
-    _, params, _ = pretrained.load('tiny')
+    params = pretrained.load('tiny').params()
     shape = lambda name: params['layers'][name].shape
     # 4 heads and 2 key-value heads of 16, width 64, mlp 128, 2 layers.
     assert shape('q') == (2, 64, 64) and shape('k') == (2, 64, 32)
@@ -412,10 +411,10 @@ class TestTiny:
     assert (params['layers']['attn_norm'] == 1).all()
     # 8,192 draws: the sample deviation is within 5 % of 0.02.
     assert abs(params['layers']['gate'].std() / 0.02 - 1) < 0.05
-    assert_same(params, pretrained.load('tiny').params)
+    assert_same(params, pretrained.load('tiny').params())
 
   def test_chat(self):
-    _, _, tokenizer = pretrained.load('tiny')
+    tokenizer = pretrained.load('tiny').tokenizer
     turns = [{'role': 'user', 'content': ' !'}, {'role': 'user', 'content': '"'}]
     # Characters count from the space (32) on; the newline is the 96th.
     assert pretrained.encode_chat(tokenizer, turns) == [0, 1, 95, 2, 95]
@@ -429,8 +428,8 @@ def smollm2():
 class TestSmolLM2:
   def test_272_tensors(self, smollm2):
     # 9 per layer, 30 layers, the tied embedding and the last norm.
-    config, params, _ = smollm2
-    assert len(weights.slots(config, lambda row: row.gguf)) == 9 * 30 + 2 == 272
+    params = smollm2.params()
+    assert len(weights.slots(smollm2.config, gguf.NAMES)) == 9 * 30 + 2 == 272
     assert params.keys() == {'embed', 'layers', 'final_norm'}
     # SmolLM2-135M has 134.5 million parameters.
     assert sum(x.size for x in flat(params).values()) == 134_515_008
@@ -478,10 +477,10 @@ def small_tokenizer(template=None, *, bos=False, **special):
 class TestPretrained:
   def test_folder(self, tmp_path):
     tiny = pretrained.load('tiny')
-    weights.save(tmp_path / 'm', tiny.config, tiny.params, tokenizer=tiny.tokenizer)
+    weights.save(tmp_path / 'm', tiny.fields, tiny.params(), tokenizer=tiny.tokenizer)
     again = pretrained.load(str(tmp_path / 'm'))
     assert again.config == tiny.config
-    assert_same(again.params, tiny.params)
+    assert_same(again.params(), tiny.params())
     assert again.tokenizer(PRINTABLE).input_ids == list(range(96))
     assert again.tokenizer.chat_template == tiny.tokenizer.chat_template
     fields = json.loads((tmp_path / 'm/config.json').read_text())
@@ -514,7 +513,7 @@ class TestPretrained:
 
   def test_hub_is_asked_for_no_code_and_no_pickles(self, monkeypatch, tmp_path):
     tiny, asked = pretrained.load('tiny'), []
-    weights.save(tmp_path / 'm', tiny.config, tiny.params, tokenizer=tiny.tokenizer)
+    weights.save(tmp_path / 'm', tiny.fields, tiny.params(), tokenizer=tiny.tokenizer)
 
     def download(name, allow_patterns):
       asked.extend([name, *allow_patterns])

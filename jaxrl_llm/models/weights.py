@@ -1,5 +1,7 @@
-"""Hugging Face folders in and out: `config.json` and safetensors, Llama family."""
+"""Hugging Face folders in and out, one tensor at a time."""
 
+import contextlib
+import functools
 import json
 import os
 import shutil
@@ -8,127 +10,89 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import flax
+import jax
+import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
 
-from jaxrl_llm.models import config_json
-from jaxrl_llm.models.config import DecoderConfig
+from jaxrl_llm import sharding
+from jaxrl_llm.models import config_json, fields
+from jaxrl_llm.models.config import DecoderConfig, Lora
+from jaxrl_llm.models.decoder import Decoder
+from jaxrl_llm.models.families import FAMILIES, Names
 from jaxrl_llm.types import InputError, Params
 
 FILE, INDEX = 'model.safetensors', 'model.safetensors.index.json'
 DTYPES = ('F32', 'F16', 'BF16')  # What safetensors calls the ones we widen to float32.
+# Buffers in old checkpoints: they follow from the config.
+BUFFERS = ('.rotary_emb.inv_freq', '.attn.bias', '.attn.masked_bias')
+SHARD = 5 * 10**9  # Bytes of an exported file, at most, unless one tensor is larger.
 
-
-class Names(NamedTuple):
-  """A tensor's path in our tree and its name elsewhere; {} stands for the layer."""
-
-  path: tuple[str, ...]
-  hf: str
-  gguf: str
-  transpose: bool  # They store [out, in], we store [in, out].
-
-
-_HF, _GGUF = 'model.layers.{}.', 'blk.{}.'
-TABLE = (
-  Names(('embed',), 'model.embed_tokens.weight', 'token_embd.weight', False),
-  Names(('final_norm',), 'model.norm.weight', 'output_norm.weight', False),
-  Names(('head',), 'lm_head.weight', 'output.weight', True),
-  *(
-    Names(('layers', leaf), f'{_HF}{hf}.weight', f'{_GGUF}{gguf}.weight', transpose)
-    for leaf, hf, gguf, transpose in (
-      ('attn_norm', 'input_layernorm', 'attn_norm', False),
-      ('q', 'self_attn.q_proj', 'attn_q', True),
-      ('k', 'self_attn.k_proj', 'attn_k', True),
-      ('v', 'self_attn.v_proj', 'attn_v', True),
-      ('o', 'self_attn.o_proj', 'attn_output', True),
-      ('mlp_norm', 'post_attention_layernorm', 'ffn_norm', False),
-      ('gate', 'mlp.gate_proj', 'ffn_gate', True),
-      ('up', 'mlp.up_proj', 'ffn_up', True),
-      ('down', 'mlp.down_proj', 'ffn_down', True),
-    )
-  ),
-)
+TreePath = tuple[str, ...]
+Shape = tuple[int, ...]
 
 
 class Slot(NamedTuple):
-  """Where one stored tensor goes: a leaf of the tree, or one layer of it."""
+  """Where a stored tensor, or its share of the last axis, goes."""
 
-  path: tuple[str, ...]
-  layer: int | None
-  shape: tuple[int, ...]  # As stored elsewhere.
+  path: TreePath
+  index: tuple[int, ...]  # Layer, expert; () for a leaf of its own.
+  shape: Shape  # In our orientation.
   transpose: bool
 
 
-def shapes(config: DecoderConfig) -> dict[tuple[str, ...], tuple[int, ...]]:
+class Stored(NamedTuple):
+  """A model on disk: everything but its numbers has been read and checked."""
+
+  config: DecoderConfig
+  fields: dict[str, Any]  # Its config.json.
+  due: dict[str, tuple[Slot, ...]]
+  read: Callable[[str], np.ndarray]  # A tensor by its name.
+
+
+@functools.cache
+def shapes(config: DecoderConfig, lora: Lora | None = None) -> dict[TreePath, Shape]:
   """The shape of every parameter by its path in our tree."""
-  c = config
-  query, key = c.heads * c.head_dim, c.kv_heads * c.head_dim
-  layer = {
-    'attn_norm': (c.width,),
-    'q': (c.width, query),
-    'k': (c.width, key),
-    'v': (c.width, key),
-    'o': (query, c.width),
-    'mlp_norm': (c.width,),
-    'gate': (c.width, c.mlp_width),
-    'up': (c.width, c.mlp_width),
-    'down': (c.mlp_width, c.width),
-  }
-  tree = {('embed',): (c.vocab, c.width), ('final_norm',): (c.width,)}
-  if not c.tied:
-    tree['head',] = (c.width, c.vocab)
-  return tree | {('layers', k): (c.layers, *v) for k, v in layer.items()}
+  one = jnp.zeros((1, 1, 1), jnp.int32)
+  init = Decoder(config, lora=lora).init
+  mask = jnp.ones((1, 1, 1, 1), bool)
+  tree = jax.eval_shape(init, jax.random.key(0), one, one, mask)['params']
+  flat = flax.traverse_util.flatten_dict(tree)
+  return {path: x.shape for path, x in flat.items()}
 
 
-def slots(config: DecoderConfig, name: Callable[[Names], str]) -> dict[str, Slot]:
-  """Every tensor due for `config`, by its name elsewhere (`name` picks the column)."""
-  due, tree = {}, shapes(config)
-  for row in TABLE:
+def slots(
+  config: DecoderConfig, names: tuple[Names, ...]
+) -> dict[str, tuple[Slot, ...]]:
+  """Every tensor due for `config`, by its name in the file."""
+  due: dict[str, tuple[Slot, ...]] = {}
+  tree = shapes(config)
+  for row in names:
     if row.path not in tree:
       continue
-    stacked = row.path[0] == 'layers'
-    shape = tree[row.path][1:] if stacked else tree[row.path]
-    stored = shape[::-1] if row.transpose else shape
-    for layer in range(config.layers) if stacked else (None,):
-      full = name(row).format(layer)
-      due[full] = Slot(row.path, layer, stored, row.transpose)
+    lead = int('{}' in row.hf) + int('{expert}' in row.hf)
+    shape = tree[row.path]
+    for index in np.ndindex(shape[:lead]):
+      name = row.hf.format(*index[:1], expert=index[-1] if index else None)
+      slot = Slot(row.path, index, shape[lead:], row.transpose)
+      due[name] = (*due.get(name, ()), slot)
   return due
 
 
-def fill(
-  due: Mapping[str, Slot],
-  found: Mapping[str, tuple[int, ...]],
-  read: Callable[[str], np.ndarray],
-  *,
-  config: DecoderConfig,
-  where: Path,
-) -> Params:
-  """The parameter tree, float32 NumPy, from tensors read one at a time.
-
-  Args:
-    due: the tensors that `config` asks for; found: the shapes of those in the file.
-    read: a tensor by its name, in the shape of its slot.
-
-  Raises:
-    InputError: a tensor is missing, is not one of ours, or has another shape.
-  """
-  _compare(due, found, where)
-  tree = {path: np.empty(shape, np.float32) for path, shape in shapes(config).items()}
-  for name, slot in due.items():
-    x = read(name)
-    leaf = tree[slot.path]
-    leaf[... if slot.layer is None else slot.layer] = x.T if slot.transpose else x
-  return flax.traverse_util.unflatten_dict(tree)
+def stored_shape(parts: tuple[Slot, ...]) -> Shape:
+  """The shape in the file of a tensor that holds these parts side by side."""
+  shape = (*parts[0].shape[:-1], sum(p.shape[-1] for p in parts))
+  return shape[::-1] if parts[0].transpose else shape
 
 
-def _compare(due, found, where):
+def check(
+  due: Mapping[str, tuple[Slot, ...]], found: Mapping[str, Shape], where
+) -> None:
+  """Raises InputError where a tensor is missing, is not ours, or has another shape."""
   for text, names in (
     ('has no tensor', due.keys() - found.keys()),
-    (
-      'has a tensor that a Llama decoder of its config lacks:',
-      found.keys() - due.keys(),
-    ),
+    ('has a tensor that a decoder of its config lacks:', found.keys() - due.keys()),
   ):
     if names:
       shown = ', '.join(sorted(names)[:3]) + (', ...' if len(names) > 3 else '')
@@ -136,30 +100,94 @@ def _compare(due, found, where):
         f'{where} {text} {shown} ({len(names)} in all). Check that the config '
         'describes this file (number of layers, tied head) and that it is complete.'
       )
-  for name, slot in due.items():
-    if tuple(found[name]) != slot.shape:
+  for name, parts in due.items():
+    if tuple(found[name]) != stored_shape(parts):
       raise InputError(
         f'{where}: {name} has shape {tuple(found[name])}; its config asks for '
-        f'{slot.shape}. Check that config and weights are of the same model.'
+        f'{stored_shape(parts)}. Check that config and weights are of the same model.'
       )
 
 
-def load(folder: str | Path) -> tuple[DecoderConfig, Params]:
-  """The decoder stored in a Hugging Face folder; parameters are float32 NumPy.
+def read(stored: Stored, place=lambda path, shape: None) -> Params:
+  """The float32 parameters on the devices; the host holds one stored tensor at a time.
 
-  Reads `config.json` and `model.safetensors`, or the shards that
+  Args:
+    stored: an open model.
+    place: path ('layers/q') and shape of a leaf to its sharding; None is the default
+      device.
+  """
+  tree, leaves = shapes(stored.config), {}
+  for name, parts in stored.due.items():
+    x = stored.read(name)
+    x = x.T if parts[0].transpose else x
+    ends = np.cumsum([p.shape[-1] for p in parts])[:-1]
+    for slot, piece in zip(parts, np.split(x, ends, -1), strict=True):
+      if slot.path not in leaves:
+        shape = tree[slot.path]
+        leaves[slot.path] = sharding.zeros(shape, place('/'.join(slot.path), shape))
+      leaf = leaves.pop(slot.path)  # The step below takes its buffer.
+      leaves[slot.path] = sharding.write(leaf, piece.astype(np.float32), slot.index)
+  return flax.traverse_util.unflatten_dict({path: leaves[path] for path in tree})
+
+
+# ---- Folders -------------------------------------------------------------------------
+
+
+def open_folder(folder: str | Path) -> Stored:
+  """The decoder in a Hugging Face folder, its tensors unread.
+
+  Reads `config.json`, and the heads of `model.safetensors` or of the shards that
   `model.safetensors.index.json` names. float32, float16 and bfloat16 load.
 
   Raises:
-    InputError: the folder is not a Llama decoder, or its files do not fit together.
+    InputError: the family is unknown, or the files do not fit together.
   """
   folder = Path(folder)
-  config = config_json.read(folder / 'config.json')
+  values = fields.read_json(folder / 'config.json')
+  config = config_json.decoder(values, folder / 'config.json')
+  views = _named(_views(folder), config, values['model_type'])
+  for name, view in views.items():
+    if view.get_dtype() not in DTYPES:
+      raise InputError(
+        f'{folder}: {name} is {view.get_dtype()}; this decoder reads '
+        f'{", ".join(DTYPES)}. Convert the checkpoint to one of them.'
+      )
+  due = slots(config, FAMILIES[values['model_type']].names)
+  check(due, {name: tuple(view.get_shape()) for name, view in views.items()}, folder)
+  return Stored(config, values, due, lambda name: views[name][:])
+
+
+def in_memory(values: dict[str, Any], params: Params) -> Stored:
+  """A tree in memory as if it lay in the files of its `config.json`."""
+  config = config_json.decoder(values, 'config')
+  due = slots(config, FAMILIES[values['model_type']].names)
+  _check_params(params, config)
+  flat = flax.traverse_util.flatten_dict(params)
+  return Stored(config, values, due, lambda name: _tensor(flat, due[name]))
+
+
+def load(folder: str | Path) -> tuple[DecoderConfig, Params]:
+  """The decoder in a Hugging Face folder and its parameters, on the default device."""
+  stored = open_folder(folder)
+  return stored.config, read(stored)
+
+
+def _named(views: dict[str, Any], config: DecoderConfig, family: str) -> dict[str, Any]:
+  """The tensors under the names of the family's table, without what is left out."""
+  if family == 'gpt2' and not any(name.startswith('transformer.') for name in views):
+    # The first GPT-2 files hold the inner model alone.
+    views = {f'transformer.{name}': view for name, view in views.items()}
+  out = {name for name in views if name.endswith(BUFFERS)}
+  out |= {'lm_head.weight'} if config.tied else set()
+  return {name: view for name, view in views.items() if name not in out}
+
+
+def _views(folder: Path) -> dict[str, Any]:
+  """A view of every tensor in a folder's safetensors, by its name in the file."""
   at = _index(folder) if not (folder / FILE).exists() else None
-  files = sorted({FILE} if at is None else set(at.values()))
-  opened = {file: _open(folder / file) for file in files}
   views = {}
-  for file, tensors in opened.items():
+  for file in sorted({FILE} if at is None else set(at.values())):
+    tensors = _open(folder / file)
     names = set(tensors.keys())
     listed = names if at is None else {name for name in at if at[name] == file}
     if names != listed:
@@ -167,23 +195,8 @@ def load(folder: str | Path) -> tuple[DecoderConfig, Params]:
         f'{folder / INDEX} and {file} disagree about {min(names ^ listed)}. Download '
         'or save the model again.'
       )
-    # Old checkpoints carry rotary frequencies; they follow from the config.
-    kept = {name for name in names if not name.endswith('.rotary_emb.inv_freq')}
-    views |= {name: (tensors, tensors.get_slice(name)) for name in kept}
-  return config, _read(folder, config, views)
-
-
-def _read(folder, config, views):
-  for name, (_, view) in views.items():
-    if view.get_dtype() not in DTYPES:
-      raise InputError(
-        f'{folder}: {name} is {view.get_dtype()}; this decoder reads '
-        f'{", ".join(DTYPES)}. Convert the checkpoint to one of them.'
-      )
-  found = {name: tuple(view.get_shape()) for name, (_, view) in views.items()}
-  read = lambda name: views[name][0].get_tensor(name)
-  due = slots(config, lambda row: row.hf)
-  return fill(due, found, read, config=config, where=folder)
+    views |= {name: tensors.get_slice(name) for name in names}
+  return views
 
 
 def _index(folder: Path) -> dict[str, str]:
@@ -193,7 +206,7 @@ def _index(folder: Path) -> dict[str, str]:
       f'{folder} has neither {FILE} nor {INDEX}. Save the model in the safetensors '
       'format.'
     )
-  files = config_json.read_json(folder / INDEX).get('weight_map')
+  files = fields.read_json(folder / INDEX).get('weight_map')
   if not isinstance(files, dict) or not files:
     raise InputError(f'{folder / INDEX} has no weight_map from tensors to files.')
   for file in files.values():
@@ -213,35 +226,84 @@ def _open(path: Path) -> Any:
 
 
 def save(
-  folder: str | Path, config: DecoderConfig, params: Params, *, tokenizer=None
+  folder: str | Path,
+  values: dict[str, Any],
+  params: Params,
+  *,
+  tokenizer=None,
+  shard_bytes: int = SHARD,
 ) -> None:
   """Writes a folder that `AutoModelForCausalLM.from_pretrained` loads, in float32.
 
-  The folder appears whole or not at all. With a Hugging Face `tokenizer`, its files
-  and special token ids are written too.
+  The folder appears whole or not at all. The host holds one file's tensors at a time.
+
+  Args:
+    values: the `config.json` of the model that was loaded (`Stored.fields`).
+    params: our tree, on any devices.
+    tokenizer: of transformers; its files and special ids are written too.
+    shard_bytes: a larger model is split into files with an index.
 
   Raises:
-    InputError: the folder is there already, or `params` is not of `config`'s shape.
+    InputError: the folder is there already, or `params` is not of the config's shape.
   """
+  config = config_json.decoder(values, 'config')
+  due = slots(config, FAMILIES[values['model_type']].names)
+  _check_params(params, config)
+  with appearing(folder) as part:
+    content = config_json.stored(values, tokenizer)
+    (part / 'config.json').write_text(json.dumps(content, indent=2) + '\n')
+    _save_tensors(part, due, params, shard_bytes)
+    if tokenizer is not None:
+      tokenizer.save_pretrained(part)
+
+
+@contextlib.contextmanager
+def appearing(folder: str | Path):
+  """A folder to write into that takes its name, new, only when all has gone well."""
   folder = Path(folder).absolute()
   if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
     raise InputError(f'{folder} exists already. Name another folder or remove it.')
-  tensors = _tensors(config, params)
   part = folder.with_name(f'.{folder.name}.{os.getpid()}.part')
   part.mkdir(parents=True)
   try:
-    fields = config_json.fields(config, tokenizer)
-    (part / 'config.json').write_text(json.dumps(fields, indent=2) + '\n')
-    # transformers 4 refuses a file without this note.
-    safetensors.numpy.save_file(tensors, part / FILE, metadata={'format': 'pt'})
-    if tokenizer is not None:
-      tokenizer.save_pretrained(part)
+    yield part
     os.replace(part, folder)
   finally:
     shutil.rmtree(part, ignore_errors=True)
 
 
-def _tensors(config: DecoderConfig, params: Params) -> dict[str, np.ndarray]:
+def _save_tensors(folder: Path, due, params: Params, shard_bytes: int) -> None:
+  flat = flax.traverse_util.flatten_dict(params)
+  files: list[list[str]] = [[]]
+  size = 0
+  for name, parts in due.items():
+    more = 4 * int(np.prod(stored_shape(parts)))
+    if files[-1] and size + more > shard_bytes:
+      files.append([])
+      size = 0
+    files[-1].append(name)
+    size += more
+  count, where = len(files), {}
+  for i, names in enumerate(files, 1):
+    file = FILE if count == 1 else f'model-{i:05d}-of-{count:05d}.safetensors'
+    tensors = {name: _tensor(flat, due[name]) for name in names}
+    # transformers 4 refuses a file without this note.
+    safetensors.numpy.save_file(tensors, folder / file, metadata={'format': 'pt'})
+    where |= dict.fromkeys(names, file)
+  if count > 1:
+    total = sum(4 * int(np.prod(stored_shape(parts))) for parts in due.values())
+    index = {'metadata': {'total_size': total}, 'weight_map': where}
+    (folder / INDEX).write_text(json.dumps(index, indent=2) + '\n')
+
+
+def _tensor(flat, parts: tuple[Slot, ...]) -> np.ndarray:
+  pieces = [np.asarray(flat[p.path][p.index], np.float32) for p in parts]
+  x = np.concatenate(pieces, -1)
+  # save_file writes the buffer as it lies: a transposed view would be scrambled.
+  return np.ascontiguousarray(x.T if parts[0].transpose else x)
+
+
+def _check_params(params: Params, config: DecoderConfig) -> None:
   flat, tree = flax.traverse_util.flatten_dict(params), shapes(config)
   for path in sorted(flat.keys() | tree.keys()):
     shape = tuple(flat[path].shape) if path in flat else None
@@ -250,10 +312,3 @@ def _tensors(config: DecoderConfig, params: Params) -> dict[str, np.ndarray]:
         f'Parameter {"/".join(path)} has shape {shape}; the config asks for '
         f'{tree.get(path)} (None: no such parameter).'
       )
-  flat = {path: np.asarray(x, np.float32) for path, x in flat.items()}
-  tensors = {}
-  for name, slot in slots(config, lambda row: row.hf).items():
-    x = flat[slot.path] if slot.layer is None else flat[slot.path][slot.layer]
-    # save_file writes the buffer as it lies: a transposed view would be scrambled.
-    tensors[name] = np.ascontiguousarray(x.T if slot.transpose else x)
-  return tensors

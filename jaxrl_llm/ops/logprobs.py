@@ -9,15 +9,22 @@ CHUNK = 256  # Tokens whose logits exist at once.
 
 
 def token_stats(
-  hidden: Array, kernel: Array, tokens: BGT, temperature: Array, *, chunk: int = CHUNK
+  hidden: Array,
+  kernel: Array,
+  tokens: BGT,
+  temperature: Array,
+  *,
+  cap: float = 0.0,
+  chunk: int = CHUNK,
 ) -> tuple[BGT, BGT]:
   """The log-probability of each token and the entropy it was drawn from, in nats.
 
-  logits = kernel @ hidden / temperature;  logp = log softmax(logits)[token]
+  logits = cap(kernel @ hidden) / temperature;  logp = log softmax(logits)[token]
 
   Args:
     hidden: [B, G, T, D], the state before each token; kernel: [V, D].
     tokens: [B, G, T] int32; temperature: [B, G].
+    cap: logits become cap * tanh(logits / cap); 0 leaves them.
     chunk: tokens per piece, taken from every prompt so that each device keeps its
       share; at least one of each. Forward and backward hold [chunk, V] at a time.
 
@@ -38,7 +45,7 @@ def token_stats(
   @jax.checkpoint
   def piece(x):
     hidden, tokens, warmth = (y.reshape(b * width, *y.shape[2:]) for y in x)
-    stats = logits_stats(logits(hidden, kernel), tokens, warmth)
+    stats = logits_stats(logits(hidden, kernel, cap), tokens, warmth)
     return tuple(y.reshape(b, width) for y in stats)
 
   logp, entropy = jax.lax.map(piece, jax.tree.map(pieces, rows))
@@ -46,10 +53,11 @@ def token_stats(
   return back(logp), back(entropy)
 
 
-def logits(hidden: Array, kernel: Array) -> Array:
-  """[N, D] and [V, D] to [N, V] float32."""
+def logits(hidden: Array, kernel: Array, cap: float = 0.0) -> Array:
+  """[N, D] and [V, D] to [N, V] float32; `cap` as in `token_stats`."""
   kernel = kernel.astype(hidden.dtype)
-  return jnp.einsum('nd,vd->nv', hidden, kernel, preferred_element_type=jnp.float32)
+  found = jnp.einsum('nd,vd->nv', hidden, kernel, preferred_element_type=jnp.float32)
+  return cap * jnp.tanh(found / cap) if cap else found
 
 
 def logits_stats(logits: Array, tokens: Array, temperature: Array):

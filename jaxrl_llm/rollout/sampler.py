@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from jaxrl_llm.models.decoder import KV, Decoder, head_kernel, prefill
+from jaxrl_llm.models.attention import KV
+from jaxrl_llm.models.decoder import Decoder, head_kernel, prefill
 from jaxrl_llm.ops import logprobs
 from jaxrl_llm.types import BG, Array, Rollout
 
@@ -40,14 +41,14 @@ def make_sampler(
     b = prompts.shape[0]
     warmth = jnp.broadcast_to(temperature[:, None], (b, group))
     keys = row_keys(key, prompt_id, group)
-    kernel = head_kernel(params)
+    kernel, cap = head_kernel(params), decoder.config.logit_cap
     last, prefix = prefill(decoder, params, prompts, prompt_length)
     last = jnp.broadcast_to(last, (b, group, 1, last.shape[-1]))
     slots = jnp.arange(max_length)
 
     def decode(carry):
       t, hidden, cache, tokens, logp, length, alive = carry
-      token, token_logp = draw(hidden[:, :, 0], kernel, warmth, keys, t)
+      token, token_logp = draw(hidden[:, :, 0], kernel, warmth, keys, t, cap)
       tokens = tokens.at[:, :, t].set(jnp.where(alive, token, 0))
       logp = logp.at[:, :, t].set(jnp.where(alive, token_logp, 0.0))
       length += alive
@@ -99,7 +100,7 @@ def blank_carry(decoder: Decoder, hidden: Array, b: int, group: int, length: int
   return jnp.int32(0), hidden, cache, tokens, tokens.astype(jnp.float32), none, alive
 
 
-def draw(hidden: Array, kernel: Array, temperature: BG, keys: Array, t: Array):
+def draw(hidden: Array, kernel: Array, temperature: BG, keys: Array, t: Array, cap):
   """Draws one token per row, by adding Gumbel noise: (token, its log-prob), [B, G].
 
   hidden: [B, G, D]; keys: [B, G]. A row of temperature 0 takes the likeliest token.
@@ -108,7 +109,7 @@ def draw(hidden: Array, kernel: Array, temperature: BG, keys: Array, t: Array):
   rows = hidden.reshape(b * g, -1)
   greedy = (temperature == 0).reshape(-1)
   warmth = jnp.where(greedy, 1.0, temperature.reshape(-1))
-  logits = logprobs.logits(rows, kernel)
+  logits = logprobs.logits(rows, kernel, cap)
   scaled = logits / warmth[:, None]
   noise = jax.vmap(
     lambda k: jax.random.gumbel(jax.random.fold_in(k, t), logits.shape[1:])

@@ -2,7 +2,7 @@
 
   python experiments/claims/001_quickstart/run.py --workdir=runs/001_quickstart
 
-About ten minutes an arm on two CPU cores. Arms that are done are not run again.
+About eleven minutes an arm on two CPU cores. Arms that are done are not run again.
 """
 
 import argparse

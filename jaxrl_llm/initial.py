@@ -1,0 +1,69 @@
+"""The first state of a run."""
+
+import jax
+import jax.numpy as jnp
+
+from jaxrl_llm import sharding
+from jaxrl_llm.models import lora as adapters
+from jaxrl_llm.models.config import Lora
+from jaxrl_llm.types import Params, State
+
+
+def lora(model) -> Lora | None:
+  """config.model.lora as options; None, for full fine-tuning, where its rank is 0."""
+  options = model.get('lora', {})
+  if not options or not options['rank']:
+    return None
+  return Lora(options['rank'], float(options['alpha']), options['targets'])
+
+
+def state(model, roles, tx, mesh, *, lora: Lora | None, seed: int) -> State:
+  """Every role starts from the pretrained weights, where it belongs.
+
+  With LoRA the weights are held once, as frozen['base']: trained roles have adapters
+  (and heads) of their own, and the reference is the base itself.
+
+  Args:
+    model: a models.pretrained.Pretrained.
+    roles: {'params': trained roles, 'frozen': others} (forward.roles).
+    tx: the optimizer.
+  """
+  place = lambda path, shape: sharding.leaf_sharding(f'params/{path}', shape, mesh)
+  base, key = model.params(place), jax.random.key(seed)
+  trained, others = sorted(roles['params']), sorted(roles['frozen'])
+  if lora is None:
+    # The first takes the arrays that were read: no array may stand in two places.
+    trees = {
+      role: role_tree(jax.tree.map(jnp.copy, base) if i else base, role)
+      for i, role in enumerate([*trained, *others])
+    }
+    params, frozen = ({r: trees[r] for r in names} for names in (trained, others))
+  else:
+    frozen = {'base': base}
+    params = {
+      role: adapters.init(model.config, lora, jax.random.fold_in(key, i))
+      | head(role, model.config.width)
+      for i, role in enumerate(trained)
+    }
+  found = State(
+    step=jnp.int32(0),
+    applied=jnp.int32(0),
+    skipped=jnp.int32(0),
+    params=params,
+    opt_state=jax.jit(tx.init)(params),
+    frozen=frozen,
+    extra={},
+    key=key,
+  )
+  return jax.device_put(found, sharding.state_sharding(found, mesh))
+
+
+def role_tree(params: Params, role: str) -> Params:
+  """A role's own tree: critic and reward have a head of scores for a vocabulary's."""
+  extra = head(role, params['embed'].shape[1])
+  return {k: v for k, v in params.items() if not extra or k != 'head'} | extra
+
+
+def head(role: str, width: int) -> Params:
+  """Zeros [D, 1] for a role that scores; nothing for one that speaks."""
+  return {} if role in ('policy', 'ref') else {'scores': jnp.zeros((width, 1))}

@@ -1,0 +1,184 @@
+"""Low-rank adapters (config.Lora): a tree of their own, and PEFT's files.
+
+The adapters of layers/q are layers/q_lora_a [L, in, r] and layers/q_lora_b
+[L, r, out]; laid over the base (forward.lay) they make a decoder's tree with lora.
+"""
+
+import json
+import re
+from pathlib import Path
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+
+from jaxrl_llm.models import fields, weights
+from jaxrl_llm.models.config import DecoderConfig, Lora
+from jaxrl_llm.models.families import FAMILIES, Names
+from jaxrl_llm.types import Array, InputError, Params
+
+A, B = '_lora_a', '_lora_b'
+CONFIG, FILE = 'adapter_config.json', 'adapter_model.safetensors'
+PREFIX = 'base_model.model.'
+
+
+def targets(config: DecoderConfig, lora: Lora) -> list[str]:
+  """The matrices that get adapters. Raises InputError if there are none."""
+  found = weights.shapes(config, lora)
+  names = [p[-1].removesuffix(A) for p in found if p[-1].endswith(A)]
+  if not names:
+    dense = [
+      p[-1] for p, shape in found.items() if p[0] == 'layers' and len(shape) == 3
+    ]
+    raise InputError(
+      f'config.model.lora.targets={lora.targets!r} matches no matrix; there are '
+      f'{", ".join(sorted(dense))}.'
+    )
+  return names
+
+
+def init(config: DecoderConfig, lora: Lora, key: Array | None = None) -> Params:
+  """Fresh adapters: a uniform within 1 / sqrt(in), b zero, so that nothing changes."""
+  key = jax.random.key(0) if key is None else key
+  tree = {}
+  shapes = weights.shapes(config, lora)
+  for i, name in enumerate(targets(config, lora)):
+    shape = shapes['layers', name + A]
+    spread = shape[1] ** -0.5
+    draw = jax.random.fold_in(key, i)
+    tree[name + A] = jax.random.uniform(draw, shape, minval=-spread, maxval=spread)
+    tree[name + B] = jnp.zeros(shapes['layers', name + B])
+  return {'layers': tree}
+
+
+def merge(base: Params, adapters: Params, lora: Lora, *, sign: float = 1.0) -> Params:
+  """W + sign (alpha / rank) a b for every adapted matrix; sign -1 takes them off."""
+  layers, extra = dict(base['layers']), adapters['layers']
+  for name in sorted(n.removesuffix(A) for n in extra if n.endswith(A)):
+    change = jnp.einsum('lir,lro->lio', extra[name + A], extra[name + B])
+    layers[name] = layers[name] + sign * lora.alpha / lora.rank * change
+  return base | {'layers': layers}
+
+
+# ---- PEFT's files --------------------------------------------------------------------
+
+
+def save(
+  folder: str | Path, values: dict, adapters: Params, lora: Lora, *, base: str
+) -> None:
+  """Writes a folder that `peft.PeftModel.from_pretrained` loads over the base.
+
+  Args:
+    values: the base's `config.json`.
+    base: its name or path, for PEFT to find it.
+
+  Raises:
+    InputError: the folder is there already; an adapted matrix is part of a fused
+      tensor, which PEFT adapts as a whole.
+  """
+  flat = flax.traverse_util.flatten_dict(adapters)
+  names = sorted(p[-1].removesuffix(A) for p in flat if p[-1].endswith(A))
+  modules = _modules(values['model_type'], names)
+  tensors = {}
+  for name, row in modules.items():
+    for suffix, theirs in ((A, 'lora_A'), (B, 'lora_B')):
+      leaf = np.asarray(flat['layers', name + suffix], np.float32)
+      for layer, x in enumerate(leaf):
+        key = f'{PREFIX}{_module(row).format(layer)}.{theirs}.weight'
+        tensors[key] = np.ascontiguousarray(x.T)
+  content = {
+    'peft_type': 'LORA',
+    'task_type': 'CAUSAL_LM',
+    'base_model_name_or_path': base,
+    'r': lora.rank,
+    'lora_alpha': lora.alpha,
+    'lora_dropout': 0.0,
+    'bias': 'none',
+    'fan_in_fan_out': values['model_type'] == 'gpt2',
+    'inference_mode': True,
+    'target_modules': sorted(
+      {_module(row).rsplit('.', 1)[-1] for row in modules.values()}
+    ),
+  }
+  with weights.appearing(folder) as part:
+    (part / CONFIG).write_text(json.dumps(content, indent=2) + '\n')
+    safetensors.numpy.save_file(tensors, part / FILE, metadata={'format': 'pt'})
+
+
+def load(
+  folder: str | Path, values: dict, config: DecoderConfig
+) -> tuple[Lora, Params]:
+  """PEFT's adapters for a base with this `config.json`.
+
+  Raises:
+    InputError: another kind of adapter; a tensor is missing, unknown or of another
+      shape.
+  """
+  folder = Path(folder)
+  said = fields.read_json(folder / CONFIG)
+  for key, value in {'peft_type': 'LORA', 'bias': 'none', 'use_dora': False}.items():
+    if said.get(key, value) != value:
+      raise InputError(
+        f'{folder / CONFIG}: {key} is {said[key]!r}; only {value!r} loads.'
+      )
+  for key in ('rank_pattern', 'alpha_pattern', 'modules_to_save', 'use_rslora'):
+    if said.get(key):
+      raise InputError(
+        f'{folder / CONFIG}: {key} is {said[key]!r}, which is not supported.'
+      )
+  try:
+    tensors = safetensors.numpy.load_file(folder / FILE)
+  except (OSError, safetensors.SafetensorError) as e:
+    raise InputError(f'{folder / FILE} is not a readable safetensors file: {e}') from e
+  every = _modules(values['model_type'], None)
+  names = [
+    n
+    for n, row in every.items()
+    if f'{PREFIX}{_module(row).format(0)}.lora_A.weight' in tensors
+  ]
+  lora = Lora(said['r'], said['lora_alpha'], '|'.join(map(re.escape, names)))
+  shapes, tree = weights.shapes(config, lora), {}
+  for name in names:
+    for suffix, theirs in ((A, 'lora_A'), (B, 'lora_B')):
+      keys = [
+        f'{PREFIX}{_module(every[name]).format(i)}.{theirs}.weight'
+        for i in range(config.layers)
+      ]
+      due = shapes['layers', name + suffix]
+      for key in keys:
+        if key not in tensors or tensors[key].T.shape != due[1:]:
+          there = tensors[key].shape if key in tensors else 'absent'
+          raise InputError(f'{folder / FILE}: {key} is {there}; {due[:0:-1]} is due.')
+      tree[name + suffix] = jnp.stack([tensors.pop(key).T for key in keys])
+  if tensors:
+    raise InputError(
+      f'{folder / FILE} adapts {min(tensors)}, which this decoder cannot.'
+    )
+  return lora, {'layers': tree}
+
+
+def _module(row: Names) -> str:
+  return row.hf.removesuffix('.weight')
+
+
+def _modules(family: str, names: list[str] | None) -> dict[str, Names]:
+  """The stored matrix of each leaf; one that shares its tensor is refused if named."""
+  rows = [r for r in FAMILIES[family].names if r.path[0] == 'layers']
+  count = [row.hf for row in rows]
+  alone = {
+    row.path[1]: row
+    for row in rows
+    if count.count(row.hf) == 1
+    and row.hf.endswith('.weight')
+    and 'expert' not in row.hf
+  }
+  if names is None:
+    return alone
+  if fused := [name for name in names if name not in alone]:
+    raise InputError(
+      f'{family} stores {", ".join(fused)} in one tensor, which PEFT adapts as one. '
+      'Export the merged model instead.'
+    )
+  return {name: alone[name] for name in names}

@@ -1,0 +1,60 @@
+"""Frequencies of rotary position embeddings, per layer."""
+
+import math
+
+import numpy as np
+
+from jaxrl_llm.models.config import DecoderConfig, Rope
+
+
+def table(config: DecoderConfig) -> tuple[np.ndarray, np.ndarray]:
+  """Frequencies [L, rotary / 2] and gains [L], float32.
+
+  A layer without position embedding has frequencies of zero: it turns nothing.
+  """
+  rotary = config.rotary or config.head_dim
+  rows, gains = [], []
+  for layer in range(config.layers):
+    windowed = bool(config.windows) and config.windows[layer] > 0
+    rope = config.local_rope if windowed and config.local_rope else config.rope
+    off = rope is None or layer in config.no_rope
+    rows.append(np.zeros(rotary // 2) if off else frequencies(rope, rotary))
+    gains.append(1.0 if off else rope.gain)
+  return np.array(rows, np.float32), np.array(gains, np.float32)
+
+
+def frequencies(rope: Rope, rotary: int) -> np.ndarray:
+  """Radians per position of each pair: base ** (-2 i / rotary), scaled by kind."""
+  plain = rope.base ** (-np.arange(0, rotary, 2) / rotary)
+  if rope.kind == 'linear':
+    return plain / rope.factor
+  if rope.kind == 'llama3':
+    return plain * llama3(rope, 2 * math.pi / plain)
+  if rope.kind == 'yarn':
+    return plain * yarn(rope, rotary)
+  if rope.kind == 'longrope':
+    return plain / np.array(rope.divisors)
+  return plain
+
+
+def llama3(rope: Rope, wavelength: np.ndarray) -> np.ndarray:
+  """1 for short waves, 1 / factor for long ones, linear in 1 / wavelength between."""
+  blend = (rope.original / wavelength - rope.low) / (rope.high - rope.low)
+  blend = np.clip(blend, 0.0, 1.0)
+  return blend + (1 - blend) / rope.factor
+
+
+def yarn(rope: Rope, rotary: int) -> np.ndarray:
+  """1 for pairs that turn often in `original` positions, 1 / factor for the others.
+
+  Peng et al. (2023), https://arxiv.org/abs/2309.00071: linear between the pairs that
+  turn `high` and `low` times, both rounded outwards.
+  """
+  turning = lambda turns: (
+    rotary * math.log(rope.original / (turns * 2 * math.pi)) / (2 * math.log(rope.base))
+  )
+  start = max(math.floor(turning(rope.high)), 0)
+  end = min(math.ceil(turning(rope.low)), rotary - 1)
+  blend = (np.arange(rotary // 2) - start) / max(end - start, 0.001)
+  blend = np.clip(blend, 0.0, 1.0)
+  return 1 - blend + blend / rope.factor

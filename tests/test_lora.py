@@ -1,0 +1,173 @@
+"""LoRA: adapters alone are trained, over a base that is held once; PEFT's files."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import runs
+import safetensors.numpy
+from oracles import make_reference_logits as oracle
+
+from jaxrl_llm import checkpoint, forward, log, restored, train, types
+from jaxrl_llm.models import decoder, lora, pretrained, weights
+from jaxrl_llm.models.config import Lora
+from jaxrl_llm.types import InputError
+
+LORA = Lora(rank=3, alpha=6.0, targets='q|v|up|down')
+TINY = pretrained.load('tiny')
+
+
+def close(got, want, atol=1e-5):
+  np.testing.assert_allclose(got, want, atol=atol, rtol=0)
+
+
+def adapters(seed=1):
+  """Adapters whose b is drawn too, so that they have an effect."""
+  tree = lora.init(TINY.config, LORA, jax.random.key(seed))['layers']
+  draw = lambda i, x: 0.3 * jax.random.normal(jax.random.key(i), x.shape)
+  return {'layers': {name: draw(i, tree[name]) for i, name in enumerate(sorted(tree))}}
+
+
+def logp(params, low_rank=None):
+  """Log-probabilities of a fixed batch."""
+  rng = np.random.default_rng(0)
+  prompts, completions = rng.integers(0, 96, (2, 5)), rng.integers(0, 96, (2, 3, 4))
+  batch = types.make_batch(
+    jnp.asarray(prompts),
+    jnp.array([5, 3]),
+    jnp.asarray(completions),
+    jnp.full((2, 3), 4),
+  )
+  see = forward.make_forward({'policy': decoder.Decoder(TINY.config, lora=low_rank)})
+  read = jax.jit(lambda params: see({'policy': params}, {}, batch, ('logp',)).logp)
+  return read(params)
+
+
+def test_fresh_adapters_change_nothing():
+  base = TINY.params()
+  fresh = lora.init(TINY.config, LORA, jax.random.key(0))
+  np.testing.assert_array_equal(logp(forward.lay(fresh, base), LORA), logp(base))
+
+
+def test_by_hand():
+  """W = [[1, 2]], a = [[3]], b = [[4, 5]], alpha / rank = 2: W + 2 a b = [[25, 32]]."""
+  base = {'layers': {'q': jnp.array([[[1.0, 2.0]]])}}
+  extra = {'q_lora_a': jnp.array([[[3.0]]]), 'q_lora_b': jnp.array([[[4.0, 5.0]]])}
+  merged = lora.merge(base, {'layers': extra}, Lora(1, 2.0, 'q'))
+  np.testing.assert_array_equal(merged['layers']['q'], [[[25.0, 32.0]]])
+
+
+def test_merged_is_the_same_network_and_unmerging_gives_the_base_back():
+  base, extra = TINY.params(), adapters()
+  merged = lora.merge(base, extra, LORA)
+  apart = logp(forward.lay(extra, base), LORA)
+  assert np.abs(apart - logp(base)).max() > 0.1
+  close(logp(merged), apart)
+  back = lora.merge(merged, extra, LORA, sign=-1.0)
+  jax.tree.map(close, back, base)
+
+
+@pytest.mark.parametrize('method', ['grpo', 'ppo', 'dpo', 'kto', 'bradley_terry'])
+def test_adapters_alone_are_trained(method, tmp_path):
+  c = runs.config(method, steps=2)
+  c.model.lora.update(rank=2, targets='q|v')
+  born = runs.assembled(c).state
+  roles = {'ppo': {'policy', 'critic'}, 'bradley_terry': {'reward'}}
+  assert born.params.keys() == roles.get(method, {'policy'})
+  for role, tree in born.params.items():
+    names = {f'{m}_lora_{x}' for m in 'qv' for x in 'ab'}
+    assert tree['layers'].keys() == names
+    assert tree.keys() - {'layers'} == ({'scores'} if role != 'policy' else set())
+  assert born.frozen.keys() == {'base'}
+  train.main(c, str(tmp_path))
+  found = checkpoint.restore(tmp_path, born)[0]
+  jax.tree.map(np.testing.assert_array_equal, found.frozen, born.frozen)
+  assert int(found.applied) == 2
+  lines = [r for r in log.read_lines(tmp_path / 'metrics.jsonl') if 'loss' in r]
+  if method == 'dpo':  # AT-30: the policy starts as the base, its reference.
+    close(lines[0]['loss'], np.log(2))
+    close(lines[0]['margin'], 0)
+  moved = found.params[min(found.params)]['layers']['q_lora_b']
+  assert np.abs(moved).max() > 1e-4
+
+
+# ---- Files ---------------------------------------------------------------------------
+
+
+def test_peft_files(tmp_path):
+  extra = adapters()
+  lora.save(tmp_path / 'a', TINY.fields, extra, LORA, base='tiny')
+  said = json.loads((tmp_path / 'a' / lora.CONFIG).read_text())
+  assert (said['r'], said['lora_alpha'], said['lora_dropout']) == (3, 6.0, 0.0)
+  assert said['target_modules'] == ['down_proj', 'q_proj', 'up_proj', 'v_proj']
+  stored = safetensors.numpy.load_file(tmp_path / 'a' / lora.FILE)
+  key = 'base_model.model.model.layers.1.self_attn.q_proj.lora_A.weight'
+  np.testing.assert_array_equal(stored[key], extra['layers']['q_lora_a'][1].T)
+  low_rank, again = lora.load(tmp_path / 'a', TINY.fields, TINY.config)
+  assert (low_rank.rank, low_rank.alpha) == (3, 6.0)
+  jax.tree.map(np.testing.assert_array_equal, again, extra)
+
+
+def test_an_exported_run(tmp_path):
+  c = runs.config('grpo', steps=2)
+  c.model.lora.rank = 2
+  train.main(c, str(tmp_path / 'run'))
+  policy = restored.policy(str(tmp_path / 'run'))
+  low_rank, extra = policy.adapters
+  close(logp(policy.params), logp(forward.lay(extra, TINY.params()), low_rank))
+  assert policy.params.keys() == TINY.params().keys()
+
+
+@pytest.mark.parametrize(
+  ('change', 'words'),
+  [
+    (dict(peft_type='LOHA'), "peft_type is 'LOHA'"),
+    (dict(use_dora=True), 'use_dora is True'),
+    (dict(rank_pattern={'q': 2}), 'rank_pattern'),
+  ],
+)
+def test_other_adapters_are_refused(tmp_path, change, words):
+  lora.save(tmp_path / 'a', TINY.fields, adapters(), LORA, base='tiny')
+  path = tmp_path / 'a' / lora.CONFIG
+  path.write_text(json.dumps(json.loads(path.read_text()) | change))
+  with pytest.raises(InputError, match=words):
+    lora.load(tmp_path / 'a', TINY.fields, TINY.config)
+
+
+def test_targets_that_match_nothing():
+  with pytest.raises(InputError, match=r"targets='query' matches no matrix; .* q, "):
+    lora.targets(TINY.config, Lora(2, 4.0, 'query'))
+
+
+def test_a_fused_matrix_has_no_peft_adapter(tmp_path):
+  with pytest.raises(InputError, match='phi3 stores q, up, v in one tensor'):
+    lora.save(
+      tmp_path / 'a', {'model_type': 'phi3'}, adapters(), Lora(3, 6.0, 'q'), base='x'
+    )
+  assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize('name', ['grouped', 'qwen2', 'gemma2'])
+def test_peft_loads_our_adapters(tmp_path, name):
+  peft, shapes = pytest.importorskip('peft'), oracle.saved_shapes(oracle.CONFIGS[name])
+  stored = weights.open_folder(
+    oracle.write(tmp_path / 'm', oracle.CONFIGS[name], shapes)
+  )
+  low_rank = Lora(2, 8.0, 'q|o|down')
+  extra = lora.init(stored.config, low_rank, jax.random.key(1))
+  extra = jax.tree.map(
+    lambda x: x + 0.1 * jnp.cos(jnp.arange(x.size)).reshape(x.shape), extra
+  )
+  lora.save(tmp_path / 'a', stored.fields, extra, low_rank, base=str(tmp_path / 'm'))
+  ids = oracle.tokens(oracle.CONFIGS[name])
+  model = peft.PeftModel.from_pretrained(
+    oracle.torch_model(tmp_path / 'm'), tmp_path / 'a'
+  )
+  theirs = oracle.torch_logits(model.eval(), ids)
+  merged = lora.merge(weights.read(stored), extra, low_rank)
+  weights.save(tmp_path / 'merged', stored.fields, merged)
+  ours = oracle.torch_logits(oracle.torch_model(tmp_path / 'merged'), ids)
+  close(ours, theirs, atol=1e-4)
