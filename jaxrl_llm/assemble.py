@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrl_llm import build, forward, initial, sections, sharding, sources, step, types
-from jaxrl_llm.data import examples
-from jaxrl_llm.evaluate import held_out
+from jaxrl_llm.data import chat, examples
+from jaxrl_llm.evaluate import held_out, stored
 from jaxrl_llm.models import pretrained
 from jaxrl_llm.models.decoder import REMAT, Decoder
 from jaxrl_llm.rewards import combine
@@ -31,6 +31,7 @@ class Run(NamedTuple):
   rates: dict[str, Callable]  # Role -> learning-rate schedule, for the log.
   mesh: jax.sharding.Mesh
   model: pretrained.Pretrained
+  data: examples.Data | None  # Of stored completions.
 
 
 def assemble(config) -> Run:
@@ -72,10 +73,10 @@ def assemble(config) -> Run:
   )
   update = sharding.compile_step(update_step, state, mesh)
   data = make_data if 'data' in config else make_questions
-  source, evaluate = data(config, decoders, see, method, model, text, mesh)
+  source, evaluate, found = data(config, decoders, see, method, model, text, mesh)
   source = planned(source, u.epochs) if u.minibatches > 1 else source
   jax.eval_shape(update_step, state, specimen(config, source, state))
-  return Run(state, update, source, evaluate, rates, mesh, model)
+  return Run(state, update, source, evaluate, rates, mesh, model, found)
 
 
 def make_method(config) -> Method:
@@ -182,10 +183,9 @@ def make_questions(config, decoders, see, method, model, text, mesh):
       f'config.source.name={s.name!r}. '
       + build.near(s.name, ('on_policy', 'until_mixed'))
     )
-  shards = sharding.shards(mesh)
-  batch = -(-config.evaluation.batch // shards) * shards  # Rounded up to divide.
+  batch = rounded(config.evaluation.batch, mesh)
   score = held_out.make_held_out(sampler(1), text, task, batch=batch, place=rows)
-  return source, lambda state: score(forward.policy(state))
+  return source, lambda state: score(forward.policy(state)), None
 
 
 def make_reward(config, task):
@@ -207,26 +207,39 @@ def make_reward(config, task):
 
 def make_data(config, decoders, see, method, model, text, mesh):
   """A source of stored completions, and the method's metrics on held-out ones."""
-  del decoders
+  del decoders, text
   options = config.data.to_dict()
   name = options.pop('name')
+  policies = {k: options.pop(k) for k in examples.POLICIES if k in options}
   load = build.find('jaxrl_llm.data', name, 'config.data.name')
-  stop = pretrained.stop_ids(model.tokenizer)[0]
-  tokens = lambda s: model.tokenizer.encode(s, add_special_tokens=False)
-  encode = lambda rows: examples.encode(
-    rows, text=text, tokens=tokens, stop_id=stop, max_length=config.source.max_length
+  data = build.call(load, options, f'config.data ({name})')
+  encode = examples.encoder(
+    chat.coder(model.tokenizer, pretrained.stop_ids(model.tokenizer)),
+    max_prompt=config.source.max_prompt,
+    max_length=config.source.max_length,
+    **policies,
   )
-  train, test = map(encode, build.call(load, options, f'config.data ({name})'))
-  examples.check_kind(train, config.method.name)
-  check_divides('Held-out rows of config.data', test.prompts.shape[0], mesh)
-  source = sources.dataset(rows=train, prompts=config.source.prompts, seed=config.seed)
-  measure = jax.jit(step.make_measure(see, method))
+  source = sources.dataset(
+    examples=data.train,
+    encode=encode,
+    prompts=config.source.prompts,
+    seed=config.seed,
+    check=lambda batch: examples.check_kind(batch, config.method.name),
+  )
+  measure = stored.make_stored(
+    step.make_measure(see, method),
+    data.test,
+    encode,
+    batch=rounded(config.evaluation.batch, mesh),
+    place=lambda batch: sharding.put_batch(batch, mesh),
+  )
+  return source, measure, data
 
-  def evaluate(state: State) -> held_out.Held:
-    found = jax.device_get(measure(state, sharding.put_batch(test, mesh)))
-    return held_out.Held({f'eval/{k}': float(v) for k, v in found.items()}, [])
 
-  return source, evaluate
+def rounded(batch: int, mesh) -> int:
+  """Up to where it divides over the devices."""
+  shards = sharding.shards(mesh)
+  return -(-batch // shards) * shards
 
 
 def specimen(config, source: sources.Source, state: State) -> types.Batch:

@@ -10,6 +10,8 @@ GLOSSARY: dict[str, str] = {
   'truncated': 'Share of completions that ended for want of room.',
   'tokens': 'Completion tokens of this step, those thrown away included.',
   'rollouts': 'Completions sampled since the start, those thrown away included.',
+  'dropped': 'Groups of this batch left out for a prompt or completion too long.',
+  'cut': 'Completions of this batch cut to the room they have.',
   'epoch': 'Passes over the data set since the start.',
   'loss': 'What the optimizer minimises; on policy its value is near 0, its slope not.',
   'gain': 'The advantage-weighted part of the objective, which is maximised.',

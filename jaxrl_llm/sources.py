@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import grain
 import jax
 import numpy as np
 
@@ -112,35 +113,40 @@ def until_mixed(source: Source, *, prompts: int, limit: int) -> Source:
   return mixed
 
 
-def dataset(*, rows: Batch, prompts: int, seed: int) -> Source:
-  """Batches of stored rows (pairs, labels, demonstrations), shuffled anew each epoch.
+def dataset(
+  *, examples: Sequence, encode: Callable, prompts: int, seed: int, check=lambda b: None
+) -> Source:
+  """Batches of stored examples, in another order each epoch.
 
   Args:
-    rows: every row, on the host, leading axis N.
-    prompts: rows per batch; the last N % prompts of an epoch's order open the next.
+    examples: of data/examples.py, read when their turn comes.
+    encode: examples to an `Encoded` batch (examples.encoder).
+    prompts: examples per batch; the last N % prompts of an epoch open the next one.
     seed: of the order, which is a function of (seed, epoch).
+    check: raises InputError for a batch the method cannot use.
   """
-  n = rows.prompts.shape[0]
+  n = len(examples)
   if n < prompts:
     raise InputError(
       f'The data set has {n} rows and a batch takes {prompts}. Add rows or lower '
       'config.source.prompts.'
     )
+  order = grain.MapDataset.source(range(n)).seed(seed).shuffle().repeat()
 
   def source(state: State, step: int) -> Drawn:
-    places = range(step * prompts, (step + 1) * prompts)
-    orders = {e: order(seed, e, n) for e in {p // n for p in places}}
-    index = np.array([orders[p // n][p % n] for p in places])
-    batch = jax.tree.map(lambda x: x[index], rows)
-    metrics = {'tokens': float(batch.length.sum()), 'epoch': step * prompts / n}
+    index = [int(order[i]) for i in range(step * prompts, (step + 1) * prompts)]
+    batch, dropped, cut = encode([examples[i] for i in index])
+    check(batch)
+    batch = batch.replace(prompt_id=np.array(index, np.int32))
+    metrics = {
+      'tokens': float(batch.mask.sum()),
+      'epoch': step * prompts / n,
+      'dropped': float(dropped),
+      'cut': float(cut),
+    }
     return Drawn(batch, metrics, [])
 
   return source
-
-
-def order(seed: int, epoch: int, n: int) -> np.ndarray:
-  """A permutation of n, from (seed, epoch) alone."""
-  return np.random.default_rng((seed, epoch)).permutation(n)
 
 
 def pad(rows: Sequence[Sequence[int]], width: int) -> tuple[np.ndarray, np.ndarray]:

@@ -118,7 +118,7 @@ def live(method: Method) -> tuple[str, ...]:
 
 
 def make_measure(forward: Forward, method: Method):
-  """Returns `measure(state, batch) -> metrics`: the loss's metrics, nothing moved."""
+  """Returns `measure(state, batch) -> metrics`: the loss's pairs, nothing moved."""
   names = {n for n in (*method.needs, *method.prepare_needs) if n in OBSERVED}
 
   def measure(state: State, batch: Batch) -> dict:
@@ -128,7 +128,7 @@ def make_measure(forward: Forward, method: Method):
     batch = couple(forward, method, state, batch, 1)
     out = sense(forward, state.params, state.frozen, batch, live(method))
     loss, metrics = method.loss(out, batch)
-    return metrics_lib.finish(metrics | {'loss': (loss, jnp.float32(1))})
+    return metrics | {'loss': (loss, jnp.float32(1))}
 
   return measure
 

@@ -15,7 +15,7 @@ from ml_collections import config_dict
 
 from configs import toy
 from jaxrl_llm import assemble, checkpoint, train
-from jaxrl_llm.models import pretrained, weights
+from jaxrl_llm.models import config_json, pretrained, weights
 from jaxrl_llm.types import InputError
 
 spec = importlib.util.spec_from_file_location(
@@ -209,7 +209,8 @@ def test_a_role_without_an_optimizer(tmp_path):
 def saved_model(folder, **changes):
   config = dataclasses.replace(pretrained.TINY, **changes)
   params = pretrained.random_params(config)
-  weights.save(folder, config, params, tokenizer=pretrained.load('tiny').tokenizer)
+  fields = config_json.llama(config)
+  weights.save(folder, fields, params, tokenizer=pretrained.load('tiny').tokenizer)
   return folder
 
 

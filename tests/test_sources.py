@@ -6,7 +6,7 @@ import pytest
 import runs
 
 from jaxrl_llm import sources, types
-from jaxrl_llm.data import examples
+from jaxrl_llm.data import chat, examples
 from jaxrl_llm.data.examples import Example
 from jaxrl_llm.models import pretrained
 from jaxrl_llm.sources import Drawn, Text
@@ -174,41 +174,41 @@ def test_tied_groups_fill_up_after_the_limit():
 # ---- dataset -------------------------------------------------------------------------
 
 
-def rows(n):
-  batch = types.make_batch(
-    np.zeros((n, 2), np.int32),
-    np.ones(n, np.int32),
-    np.zeros((n, 1, 3), np.int32),
-    np.full((n, 1), 3, np.int32),
-  )
-  return batch.replace(prompt_id=np.arange(n, dtype=np.int32))
+CODER = chat.coder(TOKENIZER, (STOP,))
+
+
+def dataset(n, *, prompts=4, seed=1):
+  """n examples, each 'a' and the stop token: of 2 tokens."""
+  encode = examples.encoder(CODER, max_prompt=4, max_length=3)
+  found = [Example(ask('x'), ('a',), (1.0,))] * n
+  return sources.dataset(examples=found, encode=encode, prompts=prompts, seed=seed)
 
 
 def test_each_row_once_per_epoch_in_another_order():
   """10 rows by 4: five batches are two epochs, and the third batch is in both."""
-  source = sources.dataset(rows=rows(10), prompts=4, seed=1)
+  source = dataset(10, seed=1)
   drawn = [source(None, step) for step in range(5)]
   ids = np.concatenate([d.batch.prompt_id for d in drawn])
   first, second = ids[:10], ids[10:]
   assert sorted(first) == sorted(second) == list(range(10))
   assert (first != second).sum() > 5
   assert [d.metrics['epoch'] for d in drawn] == [0, 0.4, 0.8, 1.2, 1.6]
-  assert drawn[0].metrics['tokens'] == 12
+  assert drawn[0].metrics['tokens'] == 8
 
 
 def test_a_step_depends_on_nothing_before_it():
-  one = sources.dataset(rows=rows(10), prompts=4, seed=1)
+  one = dataset(10, seed=1)
   wanted = [one(None, step).batch.prompt_id.tolist() for step in range(6)]
-  fresh = sources.dataset(rows=rows(10), prompts=4, seed=1)
+  fresh = dataset(10, seed=1)
   assert fresh(None, 5).batch.prompt_id.tolist() == wanted[5]
   assert fresh(None, 2).batch.prompt_id.tolist() == wanted[2]
-  other = sources.dataset(rows=rows(10), prompts=4, seed=2)
+  other = dataset(10, seed=2)
   assert other(None, 0).batch.prompt_id.tolist() != wanted[0]
 
 
 def test_too_few_rows():
   with pytest.raises(InputError, match=r'3 rows and a batch takes 4.*source\.prompts'):
-    sources.dataset(rows=rows(3), prompts=4, seed=1)
+    dataset(3, seed=1)
 
 
 # ---- pad and encode ------------------------------------------------------------------
@@ -224,14 +224,10 @@ def test_pad():
     sources.pad([[1], []], 3)
 
 
-def encode(*found, max_length=4, max_prompt=8):
-  return examples.encode(
-    found,
-    text=text(max_prompt),
-    tokens=lambda s: TOKENIZER.encode(s, add_special_tokens=False),
-    stop_id=STOP,
-    max_length=max_length,
-  )
+def encode(*found, max_length=4, max_prompt=8, **policies):
+  return examples.encoder(
+    CODER, max_prompt=max_prompt, max_length=max_length, **policies
+  )(found)
 
 
 def test_examples_end_in_the_stop_token_or_are_truncated():
@@ -239,7 +235,7 @@ def test_examples_end_in_the_stop_token_or_are_truncated():
   batch = encode(
     Example(ask('x'), ('ab', 'abc'), (1.0, 0.0)),
     Example(ask('yz'), ('abcd', 'd'), (0.5, -1.0)),
-  )
+  ).batch
   a, b, c, d = TOKENIZER.convert_tokens_to_ids(list('abcd'))
   assert batch.completions.tolist() == [
     [[a, b, STOP, 0], [a, b, c, STOP]],
@@ -256,12 +252,39 @@ def test_examples_end_in_the_stop_token_or_are_truncated():
 def test_examples_that_are_refused():
   good = Example(ask('x'), ('ab', 'a'), (1.0, 0.0))
   empty = Example(ask('x'), ('ab', ''), (1.0, 0.0))
-  with pytest.raises(InputError, match=r'Example 1 has an empty completion\. Drop it'):
+  with pytest.raises(InputError, match='an assistant message is empty'):
     encode(good, empty)
   with pytest.raises(InputError, match=r'\[1, 2\] completions'):
     encode(good, Example(ask('x'), ('ab',), (1.0,)))
-  with pytest.raises(InputError, match=r'prompt of 3 tokens .*source\.max_prompt'):
+  with pytest.raises(InputError, match=r'prompt of 3 tokens .*source\.max_prompt to 3'):
     encode(Example(ask('xy'), ('a',), (1.0,)), max_prompt=2)
+  with pytest.raises(InputError, match=r'completion of 5 tokens .*max_length to 5'):
+    encode(Example(ask('x'), ('abcd',), (1.0,)), long_completion='error')
+  with pytest.raises(InputError, match="long_prompt='shorten'"):
+    encode(good, long_prompt='shorten')
+
+
+def test_what_is_too_long_is_dropped_or_cut_and_counted():
+  """AT-43. 'xyz' and newline are 4 tokens, one more than fits; 'xy' is 3, as many."""
+  long, fits = (Example(ask(p), ('abcd', 'a'), (1.0, 0.0)) for p in ('xyz', 'xy'))
+  found = encode(long, fits, max_prompt=3, long_prompt='drop')
+  assert (found.dropped, found.cut) == (1, 1)
+  assert found.batch.valid.tolist() == [[0, 0], [1, 1]]
+  assert found.batch.mask.sum(-1).tolist() == [[0, 0], [4, 2]]
+  found = encode(long, fits, max_prompt=3, long_prompt='cut')
+  assert (found.dropped, found.cut) == (0, 2)
+  y, z, end = TOKENIZER.encode('yz\n')
+  assert found.batch.prompts.tolist()[0] == [y, z, end]
+  # A pair goes with its longer half.
+  found = encode(long, fits, long_completion='drop')
+  assert (found.dropped, found.cut) == (2, 0)
+
+
+def test_a_pair_of_which_a_half_has_no_trained_token_left_is_dropped():
+  told = [*ask('x'), {'role': 'assistant', 'content': 'a'}]
+  second = [{'role': 'user', 'content': 'bcd'}, {'role': 'assistant', 'content': 'e'}]
+  found = encode(Example(told, (second, 'a'), (1.0, 0.0)))
+  assert (found.dropped, found.batch.mask.sum()) == (1, 0)
 
 
 def test_a_run_trains_on_what_its_sampler_gave(monkeypatch):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from jaxrl_llm.data.examples import Example
+from jaxrl_llm.data.examples import Data, Example
 from jaxrl_llm.types import InputError
 
 LETTERS = 'abcd'
@@ -15,7 +15,7 @@ def letters(
   test_size: int = 64,
   length: int = 6,
   seed: int = 0,
-) -> tuple[list[Example], list[Example]]:
+) -> Data:
   """Training and held-out examples.
 
   Args:
@@ -43,4 +43,4 @@ def letters(
     return Example(messages, (right,), (1.0,))
 
   rows = [example(i) for i in range(size + test_size)]
-  return rows[:size], rows[size:]
+  return Data(rows[:size], rows[size:])

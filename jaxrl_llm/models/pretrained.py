@@ -186,18 +186,26 @@ def stop_ids(tokenizer) -> tuple[int, ...]:
   return tuple(dict.fromkeys([tokenizer.eos_token_id, *ends]))
 
 
-def encode_chat(tokenizer, messages: list[dict[str, str]]) -> list[int]:
+def render(tokenizer, messages: list[dict], ask: bool = True) -> str:
+  """The template's words for a conversation; `ask` opens the assistant's turn."""
+  if tokenizer.chat_template is None:
+    raise InputError(
+      'The tokenizer has no chat template. Use an instruction-tuned model, or set '
+      'tokenizer.chat_template.'
+    )
+  try:
+    return tokenizer.apply_chat_template(
+      messages, add_generation_prompt=ask, tokenize=False
+    )
+  except Exception as error:  # A template raises what it likes: jinja, KeyError, ...
+    raise InputError(f'the chat template refuses the conversation: {error}') from error
+
+
+def encode_chat(tokenizer, messages: list[dict]) -> list[int]:
   """Ids of a conversation up to where the assistant speaks.
 
   Args:
     messages: {'role': ..., 'content': ...} each; the chat template words them. BOS is
       the template's affair: the tokenizer adds no second one.
   """
-  if tokenizer.chat_template is None:
-    raise InputError(
-      'The tokenizer has no chat template. Use an instruction-tuned model, or set '
-      'tokenizer.chat_template.'
-    )
-  return tokenizer.apply_chat_template(
-    messages, add_generation_prompt=True, return_dict=False
-  )
+  return tokenizer.encode(render(tokenizer, messages), add_special_tokens=False)

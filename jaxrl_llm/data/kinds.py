@@ -1,0 +1,204 @@
+"""Rows of data sets as examples: one function per kind of record.
+
+Each takes TRL's formats, standard (strings) and conversational (lists of messages), and
+says what it needs. A kind is a name in a config: config.data.kind='pairs'.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from jaxrl_llm.data.chat import Messages, Prompt
+from jaxrl_llm.data.examples import Example
+from jaxrl_llm.types import InputError
+
+Row = dict[str, Any]
+
+
+def demonstrations(row: Row) -> Example:
+  """{prompt, completion}; {messages}, whose assistant turns are learned; {text}."""
+  if 'messages' in row:
+    whole = messages(row, 'messages')
+    first = next((i for i, m in enumerate(whole) if m['role'] == 'assistant'), None)
+    if not first:
+      raise InputError(
+        "'messages' needs a user message and then an assistant message; its roles are "
+        f'{[m["role"] for m in whole]}.'
+      )
+    return Example(whole[:first], (whole[first:],), (1.0,))
+  if 'text' in row:
+    return Example('', (said(row, 'text'),), (1.0,))
+  return Example(prompt(row), (said(row, 'completion'),), (1.0,))
+
+
+def pairs(row: Row) -> Example:
+  """{prompt, chosen, rejected}; {chosen, rejected} that begin with the same prompt."""
+  chosen, rejected = said(row, 'chosen'), said(row, 'rejected')
+  if chosen == rejected:
+    raise InputError("'chosen' and 'rejected' are the same.")
+  if row.get('prompt') is None and row.get('messages') is None:
+    shared = common(chosen, rejected)
+    chosen, rejected = chosen[len(shared) :], rejected[len(shared) :]
+    asked: Prompt = shared
+    if not (shared and chosen and rejected):
+      raise InputError(
+        "'chosen' and 'rejected' begin with no common prompt, or one has nothing after "
+        "it; give 'prompt'."
+      )
+  else:
+    asked = prompt(row)
+  margin = {'margin': number(row, 'margin')} if row.get('margin') is not None else {}
+  return Example(asked, (chosen, rejected), (1.0, 0.0), margin)
+
+
+def hh(row: Row) -> Example:
+  """Anthropic's hh-rlhf: {chosen, rejected}, transcripts of Human and Assistant."""
+  turns = {key: transcript(text(row, key)) for key in ('chosen', 'rejected')}
+  return pairs(turns)
+
+
+def labels(row: Row) -> Example:
+  """{prompt, completion, label}: label is true (desirable) or false. For KTO."""
+  label = row.get('label')
+  if not isinstance(label, bool):
+    raise InputError(f"'label' is {label!r}; true or false is due.")
+  return Example(prompt(row), (said(row, 'completion'),), (1.0 if label else -1.0,))
+
+
+def rankings(row: Row) -> Example:
+  """{prompt, completions, ranks}, or completions of {rank, completion}; 0 is best."""
+  found = listed(row, 'completions')
+  if all(isinstance(c, dict) and 'rank' in c for c in found):
+    ranks, found = [c['rank'] for c in found], [c.get('completion') for c in found]
+  else:
+    ranks = listed(row, 'ranks')
+  if len(ranks) != len(found) or len(found) < 2:
+    raise InputError(
+      f'{len(found)} completions and {len(ranks)} ranks; as many are due, at least two.'
+    )
+  rows = [said({'completions': c}, 'completions') for c in found]
+  return Example(prompt(row), rows, [-number({'ranks': r}, 'ranks') for r in ranks])
+
+
+def ratings(row: Row) -> Example:
+  """{prompt, completion, ratings: {attribute: number, or null: not annotated}}."""
+  found = row.get('ratings')
+  if not isinstance(found, dict) or not found:
+    raise InputError(f"'ratings' is {found!r}; an object of numbers is due.")
+  given = {k: number(found, k) for k, v in found.items() if v is not None}
+  values = {f'rating/{k}': given.get(k, 0.0) for k in sorted(found)}
+  rated = {f'rated/{k}': float(k in given) for k in sorted(found)}
+  return Example(prompt(row), (said(row, 'completion'),), (0.0,), values | rated)
+
+
+def principles(row: Row) -> Example:
+  """{prompt, completion, principle, fulfilment: "Yes" or "No"}: reward +1 or -1.
+
+  The principle is asked about in a last user message.
+  """
+  fulfilment = str(row.get('fulfilment')).lower()
+  if fulfilment not in ('yes', 'no'):
+    raise InputError(f"'fulfilment' is {row.get('fulfilment')!r}; Yes or No is due.")
+  asked = prompt(row)
+  if isinstance(asked, str):
+    asked = [{'role': 'user', 'content': asked}]
+  answer = {'role': 'assistant', 'content': text(row, 'completion')}
+  principle = {'role': 'user', 'content': text(row, 'principle')}
+  word = fulfilment.capitalize()
+  reward = 1.0 if word == 'Yes' else -1.0
+  return Example([*asked, answer, principle], (word,), (reward,))
+
+
+KINDS: dict[str, Callable[[Row], Example]] = {
+  f.__name__: f
+  for f in (demonstrations, pairs, hh, labels, rankings, ratings, principles)
+}
+
+
+# ---- Fields --------------------------------------------------------------------------
+
+
+def prompt(row: Row) -> Prompt:
+  """'prompt', a string or messages; or 'messages'."""
+  if 'prompt' in row and isinstance(row['prompt'], str):
+    return text(row, 'prompt')
+  return messages(row, 'prompt' if 'prompt' in row else 'messages')
+
+
+def said(row: Row, key: str) -> str | Messages:
+  """A string that is not empty, or messages."""
+  if isinstance(row.get(key), list):
+    return messages(row, key)
+  return text(row, key)
+
+
+def text(row: Row, key: str) -> str:
+  value = row.get(key)
+  if isinstance(value, bytes):  # tensorflow-datasets gives text as bytes.
+    value = value.decode()
+  if not isinstance(value, str):
+    raise InputError(f'{key!r} is {kind_of(row, key)}; a string is due.')
+  if not value.strip():
+    raise InputError(f'{key!r} is empty.')
+  return value
+
+
+def messages(row: Row, key: str) -> Messages:
+  value = row.get(key)
+  good = isinstance(value, list) and all(
+    isinstance(m, dict) and isinstance(m.get('role'), str) for m in value
+  )
+  if not good or not value:
+    raise InputError(
+      f'{key!r} is {kind_of(row, key)}; a list of messages {{role, content}} is due.'
+    )
+  return value
+
+
+def listed(row: Row, key: str) -> list:
+  value = row.get(key)
+  if not isinstance(value, list) or not value:
+    raise InputError(f'{key!r} is {kind_of(row, key)}; a list is due.')
+  return value
+
+
+def number(row: Row, key: str) -> float:
+  value = row.get(key)
+  if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
+    raise InputError(f'{key!r} is {value!r}; a number is due.')
+  return float(value)
+
+
+def kind_of(row: Row, key: str) -> str:
+  if key not in row:
+    return f'missing (fields: {", ".join(map(str, sorted(row)))})'
+  return f'of type {type(row[key]).__name__}'
+
+
+def common(a, b):
+  """The longest common beginning: of messages whole ones, of text without its last
+  space, which belongs to the words after it.
+  """
+  if isinstance(a, list) != isinstance(b, list):
+    raise InputError("'chosen' and 'rejected' are a string and a list of messages.")
+  differs = (i for i, (x, y) in enumerate(zip(a, b)) if x != y)
+  shared = a[: next(differs, min(len(a), len(b)))]
+  if isinstance(shared, str) and shared.endswith(' '):
+    return shared[:-1]
+  return shared
+
+
+def transcript(words: str) -> Messages:
+  """'\\n\\nHuman: a\\n\\nAssistant: b' as messages."""
+  found: Messages = []
+  for piece in (
+    words.replace('\n\nHuman:', '\0user\0')
+    .replace('\n\nAssistant:', '\0assistant\0')
+    .split('\0')[1:]
+  ):
+    if piece in ('user', 'assistant'):
+      found.append({'role': piece, 'content': ''})
+    else:
+      found[-1]['content'] = piece.strip()
+  if not found:
+    raise InputError("a transcript has no '\\n\\nHuman:' turn.")
+  return found

@@ -1,0 +1,43 @@
+"""Any table as a tensorflow-datasets folder of array_record: random access."""
+
+import json
+
+from jaxrl_llm.data.tables import open_table
+from jaxrl_llm.types import InputError
+
+
+def prepare(splits: dict[str, str], folder: str) -> str:
+  """Writes tables as splits of one data set; returns FOLDER of 'tfds:FOLDER:SPLIT'.
+
+  A row is kept as it is, as JSON, so every kind of record fits. No TensorFlow.
+
+  Args:
+    splits: split name to a path (tables.open_table).
+    folder: must not hold a prepared data set yet.
+  """
+  import tensorflow_datasets as tfds
+
+  found = {split: open_table(path) for split, path in splits.items()}
+
+  class Records(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """Rows as JSON."""
+
+    VERSION = tfds.core.Version('1.0.0')
+
+    def _info(self):
+      features = tfds.features.FeaturesDict({'json': tfds.features.Text()})
+      return tfds.core.DatasetInfo(builder=self, features=features)
+
+    def _split_generators(self, manager):
+      del manager
+      return {split: self._generate_examples(split) for split in found}
+
+    def _generate_examples(self, split):
+      for i in range(len(found[split])):
+        yield i, {'json': json.dumps(found[split][i])}
+
+  builder = Records(data_dir=folder, file_format='array_record')
+  if builder.data_path.exists():
+    raise InputError(f'{builder.data_path} is there already. Name another folder.')
+  builder.download_and_prepare()
+  return str(builder.data_path)

@@ -1,0 +1,181 @@
+"""Rows at random access, by what a path or name says: jsonl, parquet, tfds, the hub.
+
+A table is a sequence of dicts. Opening one holds offsets, not rows.
+"""
+
+import gzip
+import json
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxrl_llm.types import InputError
+
+
+class JsonLines(Sequence):
+  """One JSON object a line; .gz is unpacked to a temporary file first."""
+
+  def __init__(self, path: str):
+    self.path = path
+    try:
+      # Open as long as the table: rows are read when their turn comes.
+      self.file = unpacked(path) if path.endswith('.gz') else open(path, 'rb')  # noqa: SIM115
+    except OSError as error:
+      raise InputError(f'{path}: cannot be read: {error.strerror}.') from error
+    ends, lines, at = [], [], 0
+    for number, line in enumerate(self.file, 1):
+      if line.strip():
+        ends.append(at)
+        lines.append(number)
+      at += len(line)
+    self.offsets, self.lines = np.array(ends, np.int64), np.array(lines, np.int64)
+
+  def __len__(self) -> int:
+    return len(self.offsets)
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    self.file.seek(self.offsets[index])
+    return parse(self.file.readline(), self.where(index))
+
+  def where(self, index: int) -> str:
+    return f'{self.path}, line {self.lines[index]}'
+
+
+class Rows(Sequence):
+  """Any sequence of dicts under a name: a list, a data source of tfds, `datasets`."""
+
+  def __init__(self, rows: Sequence, name: str):
+    self.rows, self.name = rows, name
+
+  def __len__(self) -> int:
+    return len(self.rows)
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    row = self.rows[int(index)]
+    if isinstance(row, dict) and row.keys() == {'json'}:  # See prepare.py.
+      row = json.loads(row['json'])
+    if not isinstance(row, dict):
+      raise InputError(
+        f'{self.where(index)}: {type(row).__name__} in place of an object.'
+      )
+    return row
+
+  def where(self, index: int) -> str:
+    return f'{self.name}, row {index}'
+
+
+def unpacked(path: str):
+  """A .gz file's content as an open temporary file."""
+  file = tempfile.TemporaryFile()  # noqa: SIM115
+  with gzip.open(path) as packed:
+    shutil.copyfileobj(packed, file)
+  file.seek(0)
+  return file
+
+
+def parse(line: bytes, where: str) -> dict[str, Any]:
+  """A line's JSON object."""
+  try:
+    row = json.loads(line.decode('utf-8-sig'))
+  except UnicodeDecodeError as error:
+    raise InputError(
+      f'{where}: not UTF-8 at byte {error.start}; save it as UTF-8.'
+    ) from error
+  except (ValueError, RecursionError) as error:
+    raise InputError(f'{where}: no JSON: {error}.') from error
+  if not isinstance(row, dict):
+    raise InputError(f'{where}: {type(row).__name__} in place of an object.')
+  return row
+
+
+def open_table(path: str) -> Sequence:
+  """A table by path or name.
+
+  Args:
+    path: a .jsonl, .jsonl.gz, .json (a list of objects) or .parquet file;
+      'tfds:NAME[:SPLIT[:DATA_DIR]]'; 'hf:NAME[:SPLIT]' for the `datasets` package.
+
+  Raises:
+    InputError: nothing is there, or it is of no known kind.
+  """
+  kind, _, rest = path.partition(':')
+  if kind in ('tfds', 'hf') and rest:
+    name, split, data_dir = (*rest.split(':', 2), '', '')[:3]
+    load = from_tfds if kind == 'tfds' else from_hub
+    return Rows(load(name, split or 'train', data_dir), path)
+  if path.endswith(('.jsonl', '.jsonl.gz')):
+    return JsonLines(path)
+  if not pathlib.Path(path).exists():
+    raise InputError(f'{path}: there is no such file.')
+  if path.endswith('.json'):
+    return Rows(json_list(path), path)
+  if path.endswith('.parquet'):
+    return Rows(Parquet(path), path)
+  raise InputError(
+    f'{path}: of no known kind; give .jsonl, .jsonl.gz, .json, .parquet, tfds:NAME or '
+    'hf:NAME.'
+  )
+
+
+def json_list(path: str) -> list:
+  try:
+    found = json.loads(pathlib.Path(path).read_bytes())
+  except ValueError as error:
+    raise InputError(f'{path}: no JSON: {error}.') from error
+  if not isinstance(found, list):
+    raise InputError(f'{path}: {type(found).__name__} in place of a list of objects.')
+  return found
+
+
+class Parquet(Sequence):
+  """A parquet file, mapped."""
+
+  def __init__(self, path: str):
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+      self.table = parquet.read_table(path, memory_map=True)
+    except (OSError, pyarrow.ArrowException) as error:
+      raise InputError(f'{path}: no readable parquet file: {error}') from error
+
+  def __len__(self) -> int:
+    return self.table.num_rows
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    return self.table.slice(index, 1).to_pylist()[0]
+
+
+def from_tfds(name: str, split: str, data_dir: str) -> Sequence:
+  """A prepared data set of array_record or parquet files, without TensorFlow."""
+  import tensorflow_datasets as tfds
+
+  try:
+    builder = (
+      tfds.builder_from_directory(name)
+      if pathlib.Path(name).is_dir()
+      else tfds.builder(name, data_dir=data_dir or None)
+    )
+    return builder.as_data_source(split)
+  except Exception as error:  # tfds raises many kinds, and ImportError for TensorFlow.
+    raise InputError(
+      f'tfds:{name} ({split}) does not open without TensorFlow: {error}. Prepare it '
+      "once with file_format='array_record' where TensorFlow is installed, or give its "
+      'folder.'
+    ) from error
+
+
+def from_hub(name: str, split: str, _: str) -> Sequence:
+  """A data set of the `datasets` package, by path or hub name."""
+  try:
+    import datasets
+  except ImportError as error:
+    raise InputError('hf: needs the datasets package: pip install datasets.') from error
+  try:
+    return datasets.load_dataset(name, split=split)
+  except Exception as error:  # datasets raises many kinds.
+    raise InputError(f'hf:{name} ({split}) does not load: {error}') from error
