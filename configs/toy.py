@@ -7,7 +7,7 @@ demonstrations of the same.
 
 from ml_collections import config_dict
 
-from jaxrl_llm.default_config import adam, default_config
+from jaxrl_llm.default_config import adam, default_config, stored
 
 # Which stored completions a method learns from; the others sample their own.
 KINDS = {
@@ -31,7 +31,7 @@ def get_config(method: str = 'grpo') -> config_dict.ConfigDict:
   if 'max_length' in c.method:
     c.method.max_length = c.source.max_length
   if method in KINDS:
-    c.source.name = 'dataset'
+    c.source = stored(16, 16, 6)
     c.data = dict(name='letters', kind=KINDS[method], size=256, test_size=64, seed=0)
     return c
   c.source.update(name='on_policy', group=8, limit=4, temperature=1.0)

@@ -7,8 +7,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl_llm import build, forward, initial, sections, sharding, sources, step, types
-from jaxrl_llm.data import chat, examples
+from jaxrl_llm import (
+  build,
+  forward,
+  initial,
+  packing,
+  reference,
+  sections,
+  sharding,
+  sources,
+  step,
+  types,
+)
+from jaxrl_llm.data import chat, examples, order
 from jaxrl_llm.evaluate import held_out, stored
 from jaxrl_llm.models import pretrained
 from jaxrl_llm.models.decoder import REMAT, Decoder
@@ -31,7 +42,8 @@ class Run(NamedTuple):
   rates: dict[str, Callable]  # Role -> learning-rate schedule, for the log.
   mesh: jax.sharding.Mesh
   model: pretrained.Pretrained
-  data: examples.Data | None  # Of stored completions.
+  data: examples.Data  # Its digest and report; of a task nothing else.
+  scores: reference.Scores | None  # To fill before the first batch.
 
 
 def assemble(config) -> Run:
@@ -60,7 +72,7 @@ def assemble(config) -> Run:
   total = config.steps * u.epochs * u.minibatches
   tx, rates = make_optimizer(config, method, total)
   state = initial.state(
-    model, forward.roles(all_needs(method)), tx, mesh, lora=adapters, seed=config.seed
+    model, roles(config, method), tx, mesh, lora=adapters, seed=config.seed
   )
   update_step = step.make_update_step(
     see,
@@ -73,10 +85,14 @@ def assemble(config) -> Run:
   )
   update = sharding.compile_step(update_step, state, mesh)
   data = make_data if 'data' in config else make_questions
-  source, evaluate, found = data(config, decoders, see, method, model, text, mesh)
+  source, evaluate, found, scores = data(
+    config, decoders, see, method, model, text, mesh
+  )
   source = planned(source, u.epochs) if u.minibatches > 1 else source
+  if u.get('pack'):
+    source = rows_packed(source, packer(config, mesh))
   jax.eval_shape(update_step, state, specimen(config, source, state))
-  return Run(state, update, source, evaluate, rates, mesh, model, found)
+  return Run(state, update, source, evaluate, rates, mesh, model, found, scores)
 
 
 def make_method(config) -> Method:
@@ -135,6 +151,19 @@ def all_needs(method: Method) -> tuple[str, ...]:
   return (*method.needs, *method.prepare_needs, *method.measure_needs)
 
 
+def roles(config, method: Method) -> dict[str, set[str]]:
+  """The networks of a run: no reference where its log-probs are read from a file."""
+  needs = all_needs(method)
+  if not config.source.get('cache_reference'):
+    return forward.roles(needs)
+  if 'data' not in config or 'ref_logp' not in needs or 'aux/ref_logp' in needs:
+    raise InputError(
+      f'config.source.cache_reference: {config.method.name} has no reference whose '
+      'log-probs of the stored completions are all it takes. Set it to False.'
+    )
+  return forward.roles(n for n in needs if n != 'ref_logp')
+
+
 def make_optimizer(config, method: Method, total_updates: int):
   """An optimizer for every trained role; each needs its entry in config.optimizer."""
   trained = forward.roles(all_needs(method))['params']
@@ -185,7 +214,8 @@ def make_questions(config, decoders, see, method, model, text, mesh):
     )
   batch = rounded(config.evaluation.batch, mesh)
   score = held_out.make_held_out(sampler(1), text, task, batch=batch, place=rows)
-  return source, lambda state: score(forward.policy(state)), None
+  found = examples.Data((), (), task.digest, task.report)
+  return source, lambda state: score(forward.policy(state)), found, None
 
 
 def make_reward(config, task):
@@ -213,27 +243,63 @@ def make_data(config, decoders, see, method, model, text, mesh):
   policies = {k: options.pop(k) for k in examples.POLICIES if k in options}
   load = build.find('jaxrl_llm.data', name, 'config.data.name')
   data = build.call(load, options, f'config.data ({name})')
-  encode = examples.encoder(
-    chat.coder(model.tokenizer, pretrained.stop_ids(model.tokenizer)),
-    max_prompt=config.source.max_prompt,
-    max_length=config.source.max_length,
+  s = config.source
+  coder = chat.coder(model.tokenizer, pretrained.stop_ids(model.tokenizer))
+  data = data._replace(report=[*data.report, *examples.boundaries(coder, data.train)])
+  encode = examples.Encoder(
+    coder,
+    max_prompt=s.max_prompt,
+    max_length=s.max_length,
+    bucket=s.get('bucket', 0),
     **policies,
   )
+  parts = data.parts or [(len(data.train), 1.0)]
+  index = order.shuffled(parts, s.prompts, config.seed)
+  if encode.bucket:
+    size = lambda i: encode.read(data.train[i]).size
+    index = order.by_length(index, size, config.seed)
   source = sources.dataset(
     examples=data.train,
     encode=encode,
-    prompts=config.source.prompts,
-    seed=config.seed,
+    prompts=s.prompts,
+    index=index,
+    share=sharding.host_rows(s.prompts, mesh),
     check=lambda batch: examples.check_kind(batch, config.method.name),
   )
+  source, scores = sources.ahead(source), None
+  packed = packer(config, mesh, whole=True) if config.plan.get('pack') else lambda b: b
+  place = lambda batch: sharding.put_batch(packed(batch), mesh)
+  batch = rounded(config.evaluation.batch, mesh)
+  known = place
+  if s.get('cache_reference'):
+    scores = reference.Scores(see, data, encode, place, batch)
+    source = reference.scored(source, scores)
+    known = lambda batch: place(scores.into(batch, 'test'))
   measure = stored.make_stored(
-    step.make_measure(see, method),
-    data.test,
-    encode,
-    batch=rounded(config.evaluation.batch, mesh),
-    place=lambda batch: sharding.put_batch(batch, mesh),
+    step.make_measure(see, method), data.test, encode, batch=batch, place=known
   )
-  return source, measure, data
+  return source, measure, data, scores
+
+
+def packer(config, mesh, whole: bool = False):
+  """config.plan.pack as a function of a batch: in microbatches, or as a whole."""
+  u = config.plan
+  if u.minibatches > 1:
+    raise InputError('config.plan: packing takes minibatches=1; set that, or pack=0.')
+  pieces = 1 if whole else u.microbatches
+  return lambda batch: packing.pack(
+    batch, u.pack, microbatches=pieces, shards=sharding.shards(mesh)
+  )
+
+
+def rows_packed(source: sources.Source, packed) -> sources.Source:
+  """Adds the layout of each batch."""
+
+  def with_layout(state: State, step: int) -> sources.Drawn:
+    drawn = source(state, step)
+    return drawn._replace(batch=packed(drawn.batch))
+
+  return with_layout
 
 
 def rounded(batch: int, mesh) -> int:

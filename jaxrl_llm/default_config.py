@@ -14,13 +14,28 @@ def default_config(name: str, method: str) -> config_dict.ConfigDict:
   c.model = dict(name='smollm2', dtype='float32', remat='none')
   c.model.lora = dict(rank=0, alpha=16.0, targets='q|k|v|o|gate|up|down')
   c.method = build.defaults(method)
-  c.plan = dict(epochs=1, minibatches=1, microbatches=1)
+  c.plan = dict(epochs=1, minibatches=1, microbatches=1, pack=0)
   c.optimizer = dict(policy=adam(2e-5))
   c.mesh = dict(data=1, fsdp=-1, tensor=1)
   c.evaluation = dict(every=20, batch=50)
   c.log = dict(samples_every=10, tensorboard=True, wandb=False)
   c.checkpoint = dict(every=20, keep=1)
   return c
+
+
+def stored(prompts: int, max_prompt: int, max_length: int) -> dict:
+  """A source of stored completions: examples a batch, and tokens they may have.
+
+  `bucket` rounds widths and puts like lengths together (data/examples.py, order.py).
+  """
+  return dict(
+    name='dataset',
+    prompts=prompts,
+    max_prompt=max_prompt,
+    max_length=max_length,
+    bucket=0,
+    cache_reference=False,
+  )
 
 
 def adam(learning_rate: float) -> dict:

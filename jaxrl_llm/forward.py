@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import flax
+import jax
 import jax.numpy as jnp
 
-from jaxrl_llm.models.decoder import Decoder, extend, head_kernel, prefill
+from jaxrl_llm.models.decoder import Decoder, causal, extend, head_kernel, prefill
 from jaxrl_llm.ops import logprobs
-from jaxrl_llm.types import Batch, InputError, Outputs, Params
+from jaxrl_llm.types import Batch, InputError, Layout, Outputs, Params
 
 Forward = Callable[[Params, Params, Batch, Iterable[str]], Outputs]
 
@@ -94,29 +95,29 @@ def roles(needs: Iterable[str]) -> dict[str, set[str]]:
 
 def read_role(decoder: Decoder, params, batch: Batch, names: dict[str, str]) -> dict:
   """Runs one network over a batch. `names` maps field to 'logp', 'value', ..."""
-  before, at = states(decoder, params, batch)
+  run = padded if batch.layout is None else packed
+  before, at, tokens, temperature, back = run(decoder, params, batch)
   reads = set(names.values())
   out = {}
   if reads & {'logp', 'entropy'}:
-    kernel = head_kernel(params)
-    out['logp'], out['entropy'] = logprobs.token_stats(
-      before,
-      kernel,
-      batch.completions,
-      batch.temperature,
-      cap=decoder.config.logit_cap,
+    stats = logprobs.token_stats(
+      before, head_kernel(params), tokens, temperature, cap=decoder.config.logit_cap
     )
+    out['logp'], out['entropy'] = map(back, stats)
   if 'scores' in params:
-    out |= read_scores(params['scores'], before, at, batch.length)
+    read = lambda x: back(linear(params['scores'], x))
+    out |= read_scores(read(before), read(at), batch.length)
   return {field: out[name] for field, name in names.items()}
 
 
-def read_scores(kernel, before, at, length) -> dict:
-  """What a head [D, A] says: of the state before a token, at it, and at the last."""
-  read = lambda x: jnp.einsum(
-    'bgtd,da->bgta', x.astype(jnp.float32), kernel.astype(jnp.float32)
-  )
-  value, score = read(before), read(at)
+def linear(kernel, x):
+  """A head [D, A] in float32: [..., D] to [..., A]."""
+  kernel = kernel.astype(jnp.float32)
+  return jnp.einsum('bgtd,da->bgta', x.astype(jnp.float32), kernel)
+
+
+def read_scores(value, score, length) -> dict:
+  """What a head says, [B, G, T, A]: before each token, at it, and at the last."""
   last = jnp.maximum(length - 1, 0)[..., None, None]
   attributes = jnp.take_along_axis(score, last, 2)[:, :, 0]
   return {
@@ -127,17 +128,65 @@ def read_scores(kernel, before, at, length) -> dict:
   }
 
 
-def states(decoder: Decoder, params, batch: Batch):
-  """Hidden states before and at each completion token, both [B, G, T, D]."""
+# ---- Layouts -------------------------------------------------------------------------
+
+
+def padded(decoder: Decoder, params, batch: Batch):
+  """Each group's prompt once, then its completions, all of one width.
+
+  Returns:
+    Hidden states before and at each completion token [B, G, T, D], the tokens, their
+    temperatures, and a function from what is read there to [B, G, T, ...].
+  """
   b, g, t = batch.completions.shape
-  prompts, length, completions = batch.prompts, batch.prompt_length, batch.completions
-  if batch.row_prompt is not None:  # Every row is a group of its own.
-    prompts = batch.row_prompt.reshape(b * g, -1)
-    length = batch.row_prompt_length.reshape(-1)
-    completions = completions.reshape(b * g, 1, t)
+  prompts, length, completions = groups(batch)
   last, prefix = prefill(decoder, params, prompts, length)
   at = extend(decoder, params, length, completions, prefix)
   last = jnp.broadcast_to(last, (*at.shape[:2], 1, at.shape[-1]))
   before = jnp.concatenate([last, at[:, :, :-1]], 2)
   shaped = lambda x: x.reshape(b, g, t, -1)
-  return shaped(before), shaped(at)
+  same = lambda x: x
+  return shaped(before), shaped(at), batch.completions, batch.temperature, same
+
+
+def packed(decoder: Decoder, params, batch: Batch):
+  """Whole groups behind each other in rows, as the host has planned; see `padded`.
+
+  Returns arrays of [R, 1, C] slots in place of [B, G, T].
+  """
+  plan = jax.tree.map(lambda x: jnp.squeeze(x, 0), batch.layout)
+  prompts, _, completions = groups(batch)
+  flat = jnp.concatenate([prompts.ravel(), completions.ravel()])
+  tokens = flat[plan.source][:, None]
+  hidden, _ = decoder.apply(
+    {'params': params}, tokens, plan.position[:, None], visible(plan)
+  )
+  pick = lambda x, slots: jnp.take_along_axis(
+    x, slots.reshape(*slots.shape, *(1,) * (x.ndim - 2)), 1
+  )
+  states = [pick(hidden[:, 0], slots)[:, None] for slots in (plan.before, plan.at)]
+  where = pick(plan.source, plan.at) - prompts.size
+  warmth = jnp.broadcast_to(batch.temperature[..., None], batch.completions.shape)
+  warmth = warmth.ravel()[jnp.maximum(where, 0)][:, None]
+  back = lambda x: x.reshape(-1, *x.shape[3:])[plan.back].reshape(
+    *batch.completions.shape, *x.shape[3:]
+  )
+  return *states, pick(tokens[:, 0], plan.at)[:, None], warmth, back
+
+
+def groups(batch: Batch):
+  """Prompts [N, P], their lengths [N], completions [N, K, T]: N = B, or B * G where
+  rows have prompts of their own.
+  """
+  if batch.row_prompt is None:
+    return batch.prompts, batch.prompt_length, batch.completions
+  b, g, t = batch.completions.shape
+  prompts = batch.row_prompt.reshape(b * g, -1)
+  return prompts, batch.row_prompt_length.ravel(), batch.completions.reshape(-1, 1, t)
+
+
+def visible(plan: Layout):
+  """Which slots of its row a slot sees: its own prompt and completion, up to itself."""
+  pair = lambda x: (x[:, None, :, None], x[:, None, None, :])
+  (mine, other), (branch, there) = pair(plan.group), pair(plan.branch)
+  return (mine == other) & ((there == 0) | (there == branch)) & causal(mine.shape[2])

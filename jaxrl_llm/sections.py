@@ -30,10 +30,11 @@ POSITIVE = (
   'evaluation.batch',
   'checkpoint.keep',
 )
+NOT_NEGATIVE = ('plan.pack', 'source.bucket')
 
 
 def check(config) -> None:
-  """Refuses a config that lacks a part, or has a number below 1 where none fits."""
+  """Refuses a config that lacks a part, or has a number where it does not fit."""
   wanted = [SECTIONS, STORED if 'data' in config else SAMPLED]
   if config.get('source', {}).get('name') == 'until_mixed':
     wanted.append({'source': ('limit',)})
@@ -43,11 +44,14 @@ def check(config) -> None:
       raise InputError(f'config.{section} is missing; see jaxrl_llm/default_config.py.')
     if missing := [k for k in keys if part.get(k) is None]:
       raise InputError(f'config.{section or "?"} lacks {missing}; set them.')
-  for path in POSITIVE:
-    *section, key = path.split('.')
-    part = config[section[0]] if section else config
-    if key in part and not (isinstance(part[key], int) and part[key] >= 1):
-      raise InputError(f'config.{path}={part[key]!r}; give an integer of at least 1.')
+  for least, paths in ((1, POSITIVE), (0, NOT_NEGATIVE)):
+    for path in paths:
+      *section, key = path.split('.')
+      part = config[section[0]] if section else config
+      if key in part and not (isinstance(part[key], int) and part[key] >= least):
+        raise InputError(
+          f'config.{path}={part[key]!r}; give an integer of at least {least}.'
+        )
   warmth = config.get('source', {}).get('temperature', 1.0)
   if not warmth > 0:
     raise InputError(

@@ -6,6 +6,7 @@ import re
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -78,9 +79,14 @@ def _write(leaf, x, index):
   return leaf.at[index].set(x)
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """Prompts split over the data and fsdp axes."""
-  return NamedSharding(mesh, P(BATCH))
+def batch_sharding(batch, mesh: Mesh):
+  """Prompts split over the data and fsdp axes; of a layout, its rows."""
+
+  def leaf(path, _):
+    rows = P(None, BATCH) if 'layout' in path_name(path) else P(BATCH)
+    return NamedSharding(mesh, rows)
+
+  return jax.tree_util.tree_map_with_path(leaf, batch)
 
 
 def shards(mesh: Mesh) -> int:
@@ -95,21 +101,32 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def constrain(mesh: Mesh):
   """Returns `f(batch) -> batch`, which keeps every array split over prompts."""
-  rows = batch_sharding(mesh)
-  return lambda batch: jax.lax.with_sharding_constraint(batch, rows)
+  return lambda batch: jax.lax.with_sharding_constraint(
+    batch, batch_sharding(batch, mesh)
+  )
+
+
+def host_rows(count: int, mesh: Mesh) -> slice:
+  """The rows of a batch of `count` prompts that lie on this process's devices."""
+  rows = NamedSharding(mesh, P(BATCH)).addressable_devices_indices_map((count,))
+  mine = [s.indices(count) for (s,) in rows.values()]
+  return slice(min(m[0] for m in mine), max(m[1] for m in mine))
 
 
 def put_batch(batch, mesh: Mesh):
-  """Places a host batch on the devices, split over prompts."""
-  return jax.device_put(batch, batch_sharding(mesh))
+  """Places a host batch, this process's rows of it, on the devices."""
+  put = jax.make_array_from_process_local_data
+  return jax.tree.map(
+    lambda x, where: put(where, np.asarray(x)), batch, batch_sharding(batch, mesh)
+  )
 
 
 def compile_step(update_step, state, mesh: Mesh, rules=RULES):
-  """Jits a step: state by `rules` and donated, batches over prompts."""
+  """Jits a step: state by `rules` and donated, batches as put_batch lays them."""
   placed = state_sharding(state, mesh, rules)
   return jax.jit(
     update_step,
-    in_shardings=(placed, batch_sharding(mesh)),
+    in_shardings=(placed, None),
     out_shardings=(placed, replicated(mesh)),
     donate_argnums=0,
   )

@@ -4,15 +4,16 @@ A source is a function of the state and the step alone. It keeps nothing between
 so a resumed run sees what an uninterrupted one would have seen.
 """
 
+import concurrent.futures
 import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import grain
 import jax
 import numpy as np
 
 from jaxrl_llm import types
+from jaxrl_llm.data.examples import Encoder, collate
 from jaxrl_llm.rewards.combine import Scorer
 from jaxrl_llm.rewards.sample import Sample
 from jaxrl_llm.tasks.records import Record
@@ -114,39 +115,65 @@ def until_mixed(source: Source, *, prompts: int, limit: int) -> Source:
 
 
 def dataset(
-  *, examples: Sequence, encode: Callable, prompts: int, seed: int, check=lambda b: None
+  *,
+  examples: Sequence,
+  encode: Encoder,
+  prompts: int,
+  index: Callable[[int], Sequence[int]],
+  share: slice = slice(None),
+  check=lambda batch: None,
 ) -> Source:
-  """Batches of stored examples, in another order each epoch.
+  """Batches of stored examples. The state is not looked at.
 
   Args:
     examples: of data/examples.py, read when their turn comes.
-    encode: examples to an `Encoded` batch (examples.encoder).
-    prompts: examples per batch; the last N % prompts of an epoch open the next one.
-    seed: of the order, which is a function of (seed, epoch).
+    encode: examples to a batch.
+    prompts: examples per batch.
+    index: step to the examples of its batch (data/order.py).
+    share: the rows of a batch that this process reads (sharding.host_rows).
     check: raises InputError for a batch the method cannot use.
   """
-  n = len(examples)
-  if n < prompts:
-    raise InputError(
-      f'The data set has {n} rows and a batch takes {prompts}. Add rows or lower '
-      'config.source.prompts.'
-    )
-  order = grain.MapDataset.source(range(n)).seed(seed).shuffle().repeat()
 
   def source(state: State, step: int) -> Drawn:
-    index = [int(order[i]) for i in range(step * prompts, (step + 1) * prompts)]
-    batch, dropped, cut = encode([examples[i] for i in index])
+    del state
+    everyone = index(step)
+    mine = everyone[share]
+    # All processes must agree on how wide a batch is.
+    coded = {i: encode.read(examples[i]) for i in (everyone if encode.bucket else mine)}
+    widths = encode.widths(list(coded.values()))
+    batch, dropped, cut = collate([coded[i] for i in mine], *widths)
     check(batch)
-    batch = batch.replace(prompt_id=np.array(index, np.int32))
+    batch = batch.replace(prompt_id=np.array(mine, np.int32))
     metrics = {
       'tokens': float(batch.mask.sum()),
-      'epoch': step * prompts / n,
+      'filled': float(batch.mask.mean()),
+      'epoch': step * prompts / len(examples),
       'dropped': float(dropped),
       'cut': float(cut),
     }
     return Drawn(batch, metrics, [])
 
   return source
+
+
+def ahead(source: Source, depth: int = 2) -> Source:
+  """The same batches, drawn in a thread while the devices work on earlier ones.
+
+  For a source that does not look at the state. An error comes when its batch is due.
+  """
+  pool, coming = concurrent.futures.ThreadPoolExecutor(1), {}
+
+  def drawn(state: State, step: int) -> Drawn:
+    del state
+    wanted = range(step, step + depth + 1)
+    for other in [s for s in coming if s not in wanted]:
+      coming.pop(other).cancel()
+    for s in wanted:
+      if s not in coming:
+        coming[s] = pool.submit(source, None, s)
+    return coming.pop(step).result()
+
+  return drawn
 
 
 def pad(rows: Sequence[Sequence[int]], width: int) -> tuple[np.ndarray, np.ndarray]:

@@ -161,10 +161,13 @@ def observe(forward: Forward, state: State, batch: Batch, names, pieces=1) -> Ba
 
 
 def prepare(method: Method, state: State, batch: Batch) -> tuple[State, Batch]:
-  """The method's view of the whole batch, its shapes checked."""
-  state, batch = method.prepare(state, batch)
-  types.check(batch)
-  return state, batch
+  """The method's view of the whole batch, its shapes checked.
+
+  It does not see the layout, which would be wrong for rows that it makes of others.
+  """
+  state, found = method.prepare(state, batch.replace(layout=None))
+  types.check(found)
+  return state, found.replace(layout=batch.layout)
 
 
 def clean(batch: Batch) -> Batch:
@@ -236,8 +239,14 @@ def in_pieces(fn, batch: Batch, n: int):
 
 
 def check_plan(batch: Batch, minibatches: int, microbatches: int) -> None:
-  """Refuses a plan that does not divide the prompts."""
+  """Refuses a plan that does not divide the prompts, or does not fit the layout."""
   b = batch.prompts.shape[0]
+  pieces = microbatches if batch.layout is None else len(batch.layout.source)
+  if pieces != microbatches or (batch.layout is not None and minibatches > 1):
+    raise types.InputError(
+      f'A batch packed in {pieces} pieces cannot be updated in {minibatches} '
+      f'minibatches of {microbatches} microbatches: packing takes one minibatch.'
+    )
   if b % (minibatches * microbatches):
     raise types.InputError(
       f'{b} prompts do not divide into {minibatches} minibatches of {microbatches} '

@@ -16,7 +16,14 @@ from jaxrl_llm import assemble, checkpoint, figure, log, sections, sharding
 from jaxrl_llm.types import InputError, State
 
 # What a run writes to its folder before its first checkpoint.
-FILES = ('run.json', 'metrics.jsonl', 'samples.jsonl', 'tensorboard', 'profile')
+FILES = (
+  'run.json',
+  'metrics.jsonl',
+  'samples.jsonl',
+  'tensorboard',
+  'profile',
+  'reference',
+)
 
 
 def main(
@@ -40,23 +47,25 @@ def main(
     print(f'{folder} is complete: {config.steps} steps are done. Nothing to do.')
     return finish(folder, done, print)
   run = assemble.assemble(config)
-  rows = run.data.digest if run.data else ''
+  rows = run.data.digest
   meta = {'step': 0, 'rollouts': 0.0, 'evaluated': -1, 'held_out': {}, 'data': rows}
   state, meta = checkpoint.restore(folder, run.state) or (run.state, meta)
   if meta['data'] != rows:
     raise InputError(
-      f'{folder}: the data of config.data are not those of this run up to step '
+      f'{folder}: the data are not those of this run up to step '
       f'{meta["step"]}. Put the old ones back, or give another --workdir.'
     )
-  # The state at birth would stay in memory beside the restored one.
-  run = run._replace(state=state)
   with contextlib.ExitStack() as stack:
     stack.enter_context(claimed(folder, config))
     sinks = log.open_sinks(folder, config, meta['step'], meta['evaluated'])
     stack.callback(sinks.close)
     sinks.say(f'Run folder {folder}, step {meta["step"]} of {config.steps}.')
-    for line in run.data.report if run.data else ():
+    for line in run.data.report:
       sinks.say(line)
+    if run.scores:
+      run.scores.fill(folder / 'reference', run.state, sinks.say)
+    # The state at birth would stay in memory beside the restored one.
+    run = run._replace(state=state)
     stop = stack.enter_context(stop_on_signal())
     loop(config, run, state, meta, folder, sinks=sinks, stop=stop, profile=profile)
   if meta['step'] < config.steps:

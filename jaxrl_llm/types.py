@@ -28,6 +28,23 @@ class InputError(Exception):
 
 
 @flax.struct.dataclass
+class Layout:
+  """How the tokens of a batch lie in rows (packing.py).
+
+  M microbatches; R rows of S slots; C slots of a row that say something of a completion
+  token. Of a batch whose rows have prompts of their own, each row is a group.
+  """
+
+  source: Array  # [M, R, S] int32, into all prompts and then all completions, flat.
+  position: Array  # [M, R, S] int32, within its prompt and completion.
+  group: Array  # [M, R, S] int32, from 1; 0 is padding.
+  branch: Array  # [M, R, S] int32, 0 in the prompt and 1 + g in completion g.
+  before: Array  # [M, R, C] int32, the slot before a completion token.
+  at: Array  # [M, R, C] int32, its own slot.
+  back: Array  # [M, B / M, G, T] int32, into R * C.
+
+
+@flax.struct.dataclass
 class Batch:
   """What an update sees. Arrays only; `None` where a method has no use for one.
 
@@ -49,6 +66,7 @@ class Batch:
   row_prompt: Array | None = None  # [B, G, P], where a row's prompt is not its group's.
   row_prompt_length: BG | None = None
   order: Array | None = None  # [B, epochs] int32: the host's order of prompts.
+  layout: Layout | None = None  # The host's packing; without one, rows are padded.
   # Filled in by the step, once per batch, without gradient:
   old_logp: BGT | None = None
   ref_logp: BGT | None = None

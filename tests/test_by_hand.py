@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import toy
 
 from jaxrl_llm import build, types
 from jaxrl_llm.ops import (
@@ -15,8 +16,8 @@ from jaxrl_llm.ops import (
   surrogates,
   weights,
 )
-from jaxrl_llm.step import weigh
-from jaxrl_llm.types import Outputs
+from jaxrl_llm.step import make_update_step, weigh
+from jaxrl_llm.types import Method, Outputs
 
 one = lambda *x: jnp.array([[list(x)]], jnp.float32)  # [1, 1, T]
 row = lambda *x: jnp.array([list(x)], jnp.float32)  # [1, G]
@@ -138,6 +139,39 @@ def test_token_stats():
   np.testing.assert_allclose(logp[..., 0], [[np.log(0.25), np.log(0.9)]], rtol=1e-5)
   both = lambda p: -p * np.log(p) - (1 - p) * np.log(1 - p)
   np.testing.assert_allclose(entropy[..., 0], [[both(0.25), both(0.1)]], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ('aggregate', 'want'), [('token_mean', 5 / 3), ('seq_mean', 7 / 4)]
+)
+def test_entropy_of_padding_counts_nowhere(aggregate, want):
+  """AT-46: in a metric, in a bonus and in its gradient; in units of log 2."""
+  # After token 0 four tokens are as likely, 2 log 2; after 1 two, log 2; 2 and 3 are
+  # padding, though their entropies are not 0. Completions of 2 tokens and of 1:
+  # (2 + 1 + 2) / 3, or ((2 + 1) / 2 + 2) / 2.
+  never = -1e4
+  rows = [[0, 0, 0, 0, never], [0, 0, never, never, never]]
+  table = jnp.array([*rows, *jax.random.normal(jax.random.key(0), (3, 5))], jnp.float32)
+  tokens = np.array([[[1, 2, 3, 3], [2, 3, 0, 3]]], np.int32)
+  asked, length = np.zeros((1, 1), np.int32), np.array([[2, 1]])
+  batch = types.make_batch(asked, np.array([1]), tokens, length)
+  batch = jax.tree.map(jnp.asarray, batch)
+
+  def loss(out, batch):
+    bonus = jnp.sum(batch.weight * out.entropy)
+    return -bonus, {
+      'entropy': metrics.average(out.entropy, batch.weight),
+      'summed': (jnp.sum(out.entropy), jnp.float32(1)),
+    }
+
+  probe = Method(loss, ('entropy',), aggregate=getattr(weights, aggregate))
+  state = toy.state().replace(params={'policy': table})
+  moved, found = jax.jit(make_update_step(toy.forward, toy.SGD, probe))(state, batch)
+  log2 = np.log(2)
+  np.testing.assert_allclose(found['entropy'], want * log2, rtol=1e-6)
+  np.testing.assert_allclose(found['loss'], -want * log2, rtol=1e-6)
+  np.testing.assert_allclose(found['summed'], 5 * log2, rtol=1e-6)
+  np.testing.assert_array_equal(moved.params['policy'][2:], table[2:])
 
 
 def test_metrics_of_unequal_pieces():

@@ -1,208 +1,525 @@
 """Conversations as ids: what is trained, where a prompt ends, BOS and stop tokens."""
 
+import itertools
 import random
 
 import pytest
-from tokenizers import processors
+import tokenizers
+from tokenizers import models, normalizers, processors
+from transformers import PreTrainedTokenizerFast
 
-from jaxrl_llm.data import chat
+from jaxrl_llm.data import chat, examples
 from jaxrl_llm.models import pretrained
 from jaxrl_llm.types import InputError
 
-# Templates in the shapes of the families', with the tiny tokenizer's one-letter tokens
-# and <reserved_*> for their special tokens.
-BOS, START, END = '<reserved_0>', '<reserved_1>', '<reserved_2>'
-_TURN = "{{ '" + START + "' + m['role'] + '\\n' + m['content'] + '" + END + "\\n' }}"
-_OPEN = "{% if add_generation_prompt %}{{ '" + START + "assistant\\n' }}{% endif %}"
+# ---- Templates -----------------------------------------------------------------------
+# Small ones, in the shapes of the families': the token that ends a sequence, and how a
+# conversation is worded.
+
+SPECIAL = ('<s>', '</s>', '<|im_end|>', '<|eot_id|>', '<end_of_turn>', '<|end|>')
 TEMPLATES = {
-  # ChatML (SmolLM2, Qwen2): a newline after the stop token, which is not trained.
-  'chatml': '{% for m in messages %}' + _TURN + '{% endfor %}' + _OPEN,
-  # Llama 3: BOS in the template, content trimmed, no newline after the stop token.
-  'llama3': '{{ bos_token }}{% for m in messages %}{{ "'
-  + START
-  + '" + m["role"] + "\n\n" + m["content"] | trim + "'
-  + END
-  + '" }}{% endfor %}{% if add_generation_prompt %}{{ "'
-  + START
-  + 'assistant\n\n" }}{% endif %}',
-  # Mistral, Llama 2: no words before an answer, EOS after it.
-  'mistral': '{{ bos_token }}{% for m in messages %}{% if m["role"] == "assistant" %}'
-  '{{ " " + m["content"] + eos_token }}{% else %}{{ "[I] " + m["content"] + " [/I]" }}'
-  '{% endif %}{% endfor %}',
-  # Gemma: the assistant is called model.
-  'gemma': '{{ bos_token }}{% for m in messages %}{{ "'
-  + START
-  + '" + ("model" if m["role"] == "assistant" else m["role"]) + "\n" + m["content"] + "'
-  + END
-  + '\n" }}{% endfor %}{% if add_generation_prompt %}{{ "'
-  + START
-  + 'model\n" }}{% endif %}',
-  # Qwen3 without thinking: an empty thought is part of the answer.
-  'qwen3': '{% for m in messages %}{{ "'
-  + START
-  + '" + m["role"] + "\n" + ("<t></t>" if m["role"] == "assistant" else "") + '
-  + 'm["content"] + "'
-  + END
-  + '\n" }}{% endfor %}'
-  + _OPEN,
+  # Qwen2: a newline after the stop token; what a tool says is in a user's turn.
+  'chatml': (
+    '<|im_end|>',
+    """{%- for m in messages %}
+    {%- if m.role == 'tool' %}
+      {{- '<|im_start|>user\n<tool>' + m.content + '</tool>' }}
+    {%- elif m.tool_calls %}
+      {{- '<|im_start|>assistant\n<call>' + (m.tool_calls | tojson) + '</call>' }}
+    {%- else %}
+      {{- '<|im_start|>' + m.role + '\n' + m.content }}
+    {%- endif %}
+    {{- '<|im_end|>\n' }}
+    {%- endfor %}
+    {%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif -%}""",
+  ),
+  # SmolLM2: words of its own where there is no system message; no tools.
+  'smollm2': (
+    '<|im_end|>',
+    """{%- for m in messages %}
+    {%- if loop.first and m.role != 'system' %}
+      {{- '<|im_start|>system\nz<|im_end|>\n' }}
+    {%- endif %}
+    {{- '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}
+    {%- endfor %}
+    {%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif -%}""",
+  ),
+  # Qwen3: the last answer has a thought, if an empty one; answers to earlier questions
+  # lose theirs.
+  'qwen3': (
+    '<|im_end|>',
+    """{%- set asked = namespace(last=0) %}
+    {%- for m in messages %}
+      {%- if m.role == 'user' %}{% set asked.last = loop.index0 %}{% endif %}
+    {%- endfor %}
+    {%- for m in messages %}
+    {%- set parts = (m.content or '').split('</think>') %}
+    {%- set thought = parts[0].split('<think>')[-1] if parts[1:] else '' %}
+    {%- if m.role == 'tool' %}
+      {{- '<|im_start|>user\n<tool>' + m.content + '</tool>' }}
+    {%- else %}
+      {{- '<|im_start|>' + m.role + '\n' }}
+      {%- if m.role == 'assistant' and loop.index0 > asked.last %}
+        {%- if loop.last or thought %}
+          {{- '<think>\n' + thought + '\n</think>\n\n' }}
+        {%- endif %}
+      {%- endif %}
+      {{- parts[-1] }}
+      {%- if m.tool_calls %}{{ '<call>' + (m.tool_calls | tojson) }}{% endif %}
+    {%- endif %}
+    {{- '<|im_end|>\n' }}
+    {%- endfor %}
+    {%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif -%}""",
+  ),
+  # Llama 2: BOS before each question, no words that ask for an answer.
+  'llama2': (
+    '</s>',
+    """{%- for m in messages %}
+    {%- if m.role == 'user' %}
+      {{- bos_token + '[INST] ' }}
+      {%- if loop.index0 == 1 %}
+        {{- '<<SYS>>' + messages[0].content + '<</SYS>> ' }}
+      {%- endif %}
+      {{- m.content + ' [/INST]' }}
+    {%- elif m.role == 'assistant' %}
+      {{- ' ' + m.content + ' ' + eos_token }}
+    {%- elif loop.index0 %}
+      {{- raise_exception('roles must alternate') }}
+    {%- endif %}
+    {%- endfor -%}""",
+  ),
+  # Llama 3: content trimmed, no newline after the stop token.
+  'llama3': (
+    '<|eot_id|>',
+    """{{- bos_token }}
+    {%- for m in messages %}
+    {{- '<h>' + ('ipython' if m.role == 'tool' else m.role) + '</h>\n\n' }}
+    {{- (m.tool_calls[0].function | tojson) if m.tool_calls else (m.content | trim) }}
+    {{- '<|eot_id|>' }}
+    {%- endfor %}
+    {%- if add_generation_prompt %}{{ '<h>assistant</h>\n\n' }}{% endif -%}""",
+  ),
+  # Mistral 7B v0.3: the system message stands in the last question, while it is last.
+  'mistral': (
+    '</s>',
+    """{{- bos_token }}
+    {%- for m in messages %}
+    {%- if m.role == 'user' %}
+      {{- '[INST] ' }}
+      {%- if loop.last and messages[0].role == 'system' %}
+        {{- messages[0].content + '\n\n' }}
+      {%- endif %}
+      {{- m.content + '[/INST]' }}
+    {%- elif m.role == 'tool' %}
+      {{- '[RESULT] ' + m.content + '[/RESULT]' }}
+    {%- elif m.role == 'assistant' %}
+      {{- ('[CALLS] ' + (m.tool_calls | tojson)) if m.tool_calls else ' ' + m.content }}
+      {{- eos_token }}
+    {%- endif %}
+    {%- endfor -%}""",
+  ),
+  # Gemma: the assistant is called model; no system message, no tools.
+  'gemma': (
+    '<eos>',
+    """{{- bos_token }}
+    {%- for m in messages %}
+    {%- if m.role not in ('user', 'assistant') or m.tool_calls %}
+      {{- raise_exception('no such role') }}
+    {%- endif %}
+    {{- '<start_of_turn>' + ('model' if m.role == 'assistant' else 'user') + '\n' }}
+    {{- m.content | trim + '<end_of_turn>\n' }}
+    {%- endfor %}
+    {%- if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif -%}""",
+  ),
+  # Phi-3: where nobody is asked, the sequence ends after the turn has.
+  'phi3': (
+    '<eos>',
+    """{%- for m in messages %}
+    {{- '<|' + m.role + '|>\n' + m.content + '<|end|>\n' }}
+    {%- endfor %}
+    {{- '<|assistant|>\n' if add_generation_prompt else eos_token }}""",
+  ),
+  # Zephyr: every turn ends in EOS.
+  'zephyr': (
+    '</s>',
+    """{%- for m in messages %}
+    {{- '<|' + m.role + '|>\n' + m.content + eos_token + '\n' }}
+    {%- endfor %}
+    {%- if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif -%}""",
+  ),
+  # DeepSeek: one line; every thought is left out, that of the last answer too.
+  'deepseek': (
+    '</s>',
+    """{{- bos_token }}
+    {%- for m in messages %}
+    {%- if m.role == 'system' %}{{ m.content }}{% endif %}
+    {%- if m.role == 'user' %}{{ '<User>' + m.content }}{% endif %}
+    {%- if m.role == 'tool' %}{{ '<tool>' + m.content + '</tool>' }}{% endif %}
+    {%- if m.role == 'assistant' %}
+      {%- if messages[loop.index0 - 1].role != 'tool' %}{{ '<Assistant>' }}{% endif %}
+      {%- if m.tool_calls %}
+        {{- '<call>' + (m.tool_calls | tojson) }}
+      {%- else %}
+        {{- m.content.split('</think>')[-1] }}
+      {%- endif %}
+      {{- eos_token }}
+    {%- endif %}
+    {%- endfor %}
+    {%- if add_generation_prompt and messages[-1].role != 'tool' %}
+      {{- '<Assistant>' }}
+    {%- endif -%}""",
+  ),
   # A bare one, which closes no turn: the stop token is ours.
-  'open': "{% for m in messages %}{{ m['content'] + '\\n' }}{% endfor %}",
+  'open': ('<eos>', "{% for m in messages %}{{ m['content'] + '\\n' }}{% endfor %}"),
 }
 
 
 def tokenizer(name):
+  """Letters as tokens, and SPECIAL."""
   found = pretrained.load('tiny').tokenizer
-  found.bos_token = BOS
-  found.chat_template = TEMPLATES[name]
+  found.add_special_tokens({'additional_special_tokens': list(SPECIAL)})
+  found.bos_token = '<s>'
+  found.eos_token, found.chat_template = TEMPLATES[name]
   return found
 
 
-def stops(found):
-  return tuple(found.convert_tokens_to_ids([END, found.eos_token]))
-
-
 def coded(name, before, after):
+  """The tokenizer, its stop tokens, and ids of the prompt and the completion."""
   found = tokenizer(name)
-  order = stops(found) if name != 'open' else stops(found)[1:]
-  code = chat.coder(found, order)
-  prompt, completion = code.prompt(before), code.completion(before, after)
-  shown = ''.join(
-    token if trained else '·' * len(token)
-    for token, trained in zip(
-      found.convert_ids_to_tokens(completion.tokens), completion.mask
-    )
-  )
-  return found, prompt, completion, shown
+  stops = pretrained.stop_ids(found)
+  code = chat.coder(found, stops)
+  return found, stops, code.prompt(before), code.completion(before, after)
+
+
+def shown(found, prompt, completion):
+  """prompt^completion, with «what is trained» marked."""
+  text = ''.join(found.convert_ids_to_tokens(prompt)) + '^'
+  pieces = zip(found.convert_ids_to_tokens(completion.tokens), completion.mask)
+  for trained, piece in itertools.groupby(pieces, lambda x: x[1]):
+    words = ''.join(token for token, _ in piece)
+    text += f'«{words}»' if trained else words
+  return text
+
+
+# ---- Masks ---------------------------------------------------------------------------
 
 
 def turn(role, content):
   return {'role': role, 'content': content}
 
 
-TALK = [
-  turn('user', 'b'),
-  turn('assistant', 'cd'),
-  turn('user', 'e'),
-  turn('assistant', 'f'),
-]
-# By hand: what an assistant chose, with its stop token; · for each other character.
+CALLS = {'role': 'assistant', 'tool_calls': [{'function': {'name': 'f'}}]}
+# (prompt, completion).
+TALKS = {
+  'system': (
+    [turn('system', 'a'), turn('user', 'b')],
+    [turn('assistant', 'cd')],
+  ),
+  'turns': (
+    [turn('user', 'b')],
+    [turn('assistant', 'cd'), turn('user', 'e'), turn('assistant', 'f')],
+  ),
+  'tool': (
+    [turn('user', 'b')],
+    [CALLS, turn('tool', 'r'), turn('assistant', 'f')],
+  ),
+  'thinking': (
+    [
+      turn('user', 'b'),
+      turn('assistant', '<think>s</think>cd'),
+      turn('user', 'e'),
+    ],
+    [turn('assistant', '<think>t</think>f')],
+  ),
+}
+S, E, F = '<|im_start|>', '<|im_end|>', '{"name": "f"}'
+REFUSED = 'refuses the conversation'
+REWRITES = 'rewrites what came before message'
+# By hand. A line that is none of a conversation says why it is refused.
 GOLDEN = {
-  'chatml': f'cd{END}'
-  + '·' * len(f'\n{START}user\ne{END}\n{START}assistant\n')
-  + f'f{END}',
-  'llama3': f'cd{END}'
-  + '·' * len(f'{START}user\n\ne{END}{START}assistant\n\n')
-  + f'f{END}',
-  'mistral': ' cd<eos>' + '·' * len('[I] e [/I]') + ' f<eos>',
-  'gemma': f'cd{END}' + '·' * len(f'\n{START}user\ne{END}\n{START}model\n') + f'f{END}',
-  'qwen3': f'<t></t>cd{END}'
-  + '·' * len(f'\n{START}user\ne{END}\n{START}assistant\n')
-  + f'<t></t>f{END}',
+  'chatml': {
+    'system': f'{S}system\na{E}\n{S}user\nb{E}\n{S}assistant\n^«cd{E}»',
+    'turns': f'{S}user\nb{E}\n{S}assistant\n^«cd{E}»\n{S}user\ne{E}\n'
+    f'{S}assistant\n«f{E}»',
+    'tool': f'{S}user\nb{E}\n{S}assistant\n^«<call>[{{"function": {F}}}]</call>{E}»\n'
+    f'{S}user\n<tool>r</tool>{E}\n{S}assistant\n«f{E}»',
+    'thinking': f'{S}user\nb{E}\n{S}assistant\n<think>s</think>cd{E}\n{S}user\ne{E}\n'
+    f'{S}assistant\n^«<think>t</think>f{E}»',
+  },
+  'smollm2': {
+    'system': f'{S}system\na{E}\n{S}user\nb{E}\n{S}assistant\n^«cd{E}»',
+    'turns': f'{S}system\nz{E}\n{S}user\nb{E}\n{S}assistant\n^«cd{E}»\n{S}user\ne{E}\n'
+    f'{S}assistant\n«f{E}»',
+    'tool': REFUSED,
+    'thinking': f'{S}system\nz{E}\n{S}user\nb{E}\n{S}assistant\n<think>s</think>cd{E}\n'
+    f'{S}user\ne{E}\n{S}assistant\n^«<think>t</think>f{E}»',
+  },
+  'qwen3': {
+    'system': f'{S}system\na{E}\n{S}user\nb{E}\n{S}assistant\n'
+    f'^«<think>\n\n</think>\n\ncd{E}»',
+    'turns': REWRITES,
+    'tool': REWRITES,
+    'thinking': f'{S}user\nb{E}\n{S}assistant\ncd{E}\n{S}user\ne{E}\n{S}assistant\n'
+    f'^«<think>\nt\n</think>\n\nf{E}»',
+  },
+  'llama2': {
+    'system': '<s>[INST] <<SYS>>a<</SYS>> b [/INST]^« cd </s>»',
+    'turns': '<s>[INST] b [/INST]^« cd </s>»<s>[INST] e [/INST]« f </s>»',
+    'tool': REFUSED,
+    'thinking': '<s>[INST] b [/INST] <think>s</think>cd </s><s>[INST] e [/INST]'
+    '^« <think>t</think>f </s>»',
+  },
+  'llama3': {
+    'system': '<s><h>system</h>\n\na<|eot_id|><h>user</h>\n\nb<|eot_id|>'
+    '<h>assistant</h>\n\n^«cd<|eot_id|>»',
+    'turns': '<s><h>user</h>\n\nb<|eot_id|><h>assistant</h>\n\n^«cd<|eot_id|>»'
+    '<h>user</h>\n\ne<|eot_id|><h>assistant</h>\n\n«f<|eot_id|>»',
+    'tool': f'<s><h>user</h>\n\nb<|eot_id|><h>assistant</h>\n\n^«{F}<|eot_id|>»'
+    '<h>ipython</h>\n\nr<|eot_id|><h>assistant</h>\n\n«f<|eot_id|>»',
+    'thinking': '<s><h>user</h>\n\nb<|eot_id|><h>assistant</h>\n\n<think>s</think>cd'
+    '<|eot_id|><h>user</h>\n\ne<|eot_id|><h>assistant</h>\n\n'
+    '^«<think>t</think>f<|eot_id|>»',
+  },
+  'mistral': {
+    'system': REWRITES,
+    'turns': '<s>[INST] b[/INST]^« cd</s>»[INST] e[/INST]« f</s>»',
+    'tool': f'<s>[INST] b[/INST]^«[CALLS] [{{"function": {F}}}]</s>»'
+    '[RESULT] r[/RESULT]« f</s>»',
+    'thinking': '<s>[INST] b[/INST] <think>s</think>cd</s>[INST] e[/INST]'
+    '^« <think>t</think>f</s>»',
+  },
+  'gemma': {
+    'system': REFUSED,
+    'turns': '<s><start_of_turn>user\nb<end_of_turn>\n<start_of_turn>model\n'
+    '^«cd<end_of_turn>»\n<start_of_turn>user\ne<end_of_turn>\n<start_of_turn>model\n'
+    '«f<end_of_turn>»',
+    'tool': REFUSED,
+    'thinking': '<s><start_of_turn>user\nb<end_of_turn>\n<start_of_turn>model\n'
+    '<think>s</think>cd<end_of_turn>\n<start_of_turn>user\ne<end_of_turn>\n'
+    '<start_of_turn>model\n^«<think>t</think>f<end_of_turn>»',
+  },
+  'phi3': {
+    'system': '<|system|>\na<|end|>\n<|user|>\nb<|end|>\n<|assistant|>\n^«cd<|end|>»',
+    'turns': '<|user|>\nb<|end|>\n<|assistant|>\n^«cd<|end|>»\n<|user|>\ne<|end|>\n'
+    '<|assistant|>\n«f<|end|>»',
+    'tool': REFUSED,
+    'thinking': '<|user|>\nb<|end|>\n<|assistant|>\n<think>s</think>cd<|end|>\n'
+    '<|user|>\ne<|end|>\n<|assistant|>\n^«<think>t</think>f<|end|>»',
+  },
+  'zephyr': {
+    'system': '<|system|>\na</s>\n<|user|>\nb</s>\n<|assistant|>\n^«cd</s>»',
+    'turns': '<|user|>\nb</s>\n<|assistant|>\n^«cd</s>»\n<|user|>\ne</s>\n'
+    '<|assistant|>\n«f</s>»',
+    'tool': REFUSED,
+    'thinking': '<|user|>\nb</s>\n<|assistant|>\n<think>s</think>cd</s>\n'
+    '<|user|>\ne</s>\n<|assistant|>\n^«<think>t</think>f</s>»',
+  },
+  'deepseek': {
+    'system': '<s>a<User>b<Assistant>^«cd</s>»',
+    'turns': '<s><User>b<Assistant>^«cd</s>»<User>e<Assistant>«f</s>»',
+    'tool': f'<s><User>b<Assistant>^«<call>[{{"function": {F}}}]</s>»<tool>r</tool>'
+    '«f</s>»',
+    'thinking': 'leaves out',
+  },
+  'open': {
+    'system': 'a\nb\n^«cd<eos>»',
+    'turns': 'b\n^«cd<eos>»\ne\n«f<eos>»',
+    'tool': REFUSED,
+    'thinking': 'b\n<think>s</think>cd\ne\n^«<think>t</think>f<eos>»',
+  },
 }
 
 
-@pytest.mark.parametrize('name', GOLDEN)
-@pytest.mark.parametrize('system', [False, True])
-def test_assistants_words_and_their_stop_tokens_are_trained(name, system):
-  """AT-39, AT-41: several turns, with and without a system message."""
-  before = [turn('system', 'a')] * system + TALK[:1]
-  if name == 'qwen3':  # Its generation prompt must lead up to the thought.
-    before = TALK[:1]
-  found, prompt, completion, shown = coded(name, before, TALK[1:])
-  assert shown == GOLDEN[name]
-  assert completion.tokens[-1] in stops(found) and completion.mask[-1] == 1
-  whole = prompt + completion.tokens
-  bos = found.convert_tokens_to_ids(BOS)
-  assert whole.count(bos) == ('bos_token' in TEMPLATES[name])
-  # All of it is what the template says of the whole conversation.
-  text = found.apply_chat_template([*before, *TALK[1:]], tokenize=False)
-  assert found.decode(whole).rstrip('\n') == text.rstrip('\n')
+@pytest.mark.parametrize('talk', TALKS)
+@pytest.mark.parametrize('name', TEMPLATES)
+def test_masks(name, talk):
+  """AT-39, AT-41: an assistant's words up to and with the stop token, nothing else."""
+  before, after = TALKS[talk]
+  want = GOLDEN[name][talk]
+  if '^' not in want:
+    with pytest.raises(InputError, match=want):
+      coded(name, before, after)
+    return
+  found, stops, prompt, completion = coded(name, before, after)
+  assert shown(found, prompt, completion) == want
+  # A sampler stops where each trained run ends, and no sooner.
+  last = [*completion.mask[1:], 0]
+  for token, trained, more in zip(completion.tokens, completion.mask, last):
+    if trained:
+      assert (token in stops) == (not more)
+  # All of it is what the template says of the whole conversation, BOS included.
+  if name != 'open':
+    text = found.apply_chat_template([*before, *after], tokenize=False)
+    assert text.startswith(found.decode([*prompt, *completion.tokens]))
 
 
-def test_a_template_that_closes_no_turn_gets_the_stop_token():
-  found, _, completion, _ = coded('open', TALK[:1], 'cd')
-  assert completion == ([*found.encode('cd'), found.eos_token_id], [1, 1, 1])
+def test_every_template_has_its_masks():
+  assert {k: [*v] for k, v in GOLDEN.items()} == {k: [*TALKS] for k in TEMPLATES}
 
 
-@pytest.mark.parametrize('name', ['chatml', 'llama3', 'gemma'])
-def test_random_conversations(name):
-  """AT-45: mask and ids of equal length; what is trained is what assistants said."""
+@pytest.mark.parametrize('name', ['chatml', 'llama3', 'mistral', 'deepseek'])
+def test_random_tool_transcripts(name):
+  """AT-45: assistants say X, Y and Z, the others digits, in any order and number."""
   rng = random.Random(0)
-  words = lambda: ''.join(rng.choices('abc XYZ.', k=rng.randint(1, 9))).strip() or 'a'
-  for _ in range(50):
-    pairs = [(turn('user', words()), turn('assistant', words())) for _ in range(3)]
-    talk = [m for pair in pairs for m in pair][: 2 * rng.randint(1, 3)]
-    found, _, completion, _ = coded(name, talk[:1], talk[1:])
-    assert len(completion.tokens) == len(completion.mask)
-    trained = [t for t, m in zip(completion.tokens, completion.mask) if m]
-    said = ''.join(m['content'] + END for m in talk if m['role'] == 'assistant')
-    assert found.decode(trained) == said
+  words = lambda letters: ''.join(rng.choices(letters, k=rng.randint(1, 4)))
+  for _ in range(30):
+    after = []
+    for _ in range(rng.randint(0, 4)):
+      calls = rng.random() < 0.6
+      after += [CALLS if calls else turn('assistant', words('XYZ'))]
+      after += [
+        turn('tool' if calls else 'user', words('0123456789'))
+        for _ in range(rng.randint(1, 3) if calls else 1)
+      ]
+    after += [turn('assistant', words('XYZ'))]
+    found, stops, _, completion = coded(name, [turn('user', '7')], after)
+    tokens, mask = completion
+    assert len(tokens) == len(mask)
+    chosen = [t for t, m in zip(tokens, mask) if m]
+    trained = found.decode(chosen)
+    given = found.decode([t for t, m in zip(tokens, mask) if not m])
+    told = lambda role: ''.join(
+      m.get('content', '') for m in after if m['role'] in role
+    )
+    only = lambda text, letters: ''.join(c for c in text if c in letters)
+    assert only(trained, 'XYZ') == told(['assistant'])
+    assert only(given, '0123456789') == told(['tool', 'user'])
+    assert not only(given, 'XYZ') and not only(trained, '0123456789')
+    turns = sum(m['role'] == 'assistant' for m in after)
+    assert sum(t in stops for t in chosen) == turns
+    assert trained.count('"name"') == after.count(CALLS)
+    # In a batch the loss has its mask and attention its length, cut at the same place.
+    room = rng.randint(60, 300)
+    code = chat.coder(found, stops)
+    encode = examples.Encoder(code, max_prompt=64, max_length=room)
+    batch = encode([examples.Example([turn('user', '7')], [after], [1.0])]).batch
+    assert batch.mask.shape == batch.completions.shape == (1, 1, room)
+    assert batch.length.item() == min(len(tokens), room)
+    padded = [*mask, *[0] * room][:room]
+    assert batch.mask[0, 0].tolist() == padded
 
 
-def test_the_boundary_lies_between_ids():
-  """AT-42: 'ab' could be one token; prompt 'a' and completion 'b' stay two."""
-
-  class Merging:
-    bos_token_id, eos_token_id, chat_template = None, 9, None
-
-    def encode(self, text, add_special_tokens=True):
-      vocab = {'ab': [3], 'a': [1], 'b': [2]}
-      return vocab[text]
-
-  code = chat.coder(Merging(), (9,))
-  assert code.prompt('a') == [1]
-  assert code.completion('a', 'b') == ([2, 9], [1, 1])
-
-
-def test_plain_text_has_one_bos_and_no_end():
-  found = pretrained.load('tiny').tokenizer
-  found.bos_token = BOS
-  bos = found.convert_tokens_to_ids(BOS)
-  found._tokenizer.post_processor = processors.TemplateProcessing(
-    single=f'{BOS} $A <eos>', special_tokens=[(BOS, bos), ('<eos>', 96)]
-  )
-  a = found.convert_tokens_to_ids('a')
-  assert chat.plain(found, 'a') == [bos, a]
-  assert chat.plain(found, BOS + 'a') == [bos, a]
-  assert chat.plain(found, '') == [bos]
-
-
-def test_text_from_nothing_begins_after_an_end():
-  assert chat.plain(pretrained.load('tiny').tokenizer, '') == [96]
-
-
-def test_smollm2():
-  """The real tokenizer: the template's own system message, one stop token a turn."""
-  found = pretrained.load('smollm2').tokenizer
-  code = chat.coder(found, pretrained.stop_ids(found))
-  prompt, completion = code.prompt(TALK[:1]), code.completion(TALK[:1], TALK[1:])
-  text = found.apply_chat_template(TALK, tokenize=False)
-  assert found.decode(prompt + completion.tokens) + '\n' == text
-  trained = [t for t, m in zip(completion.tokens, completion.mask) if m]
-  assert found.decode(trained) == 'cd<|im_end|>f<|im_end|>'
-
-
+SAYS_NOTHING = '{% for m in messages if m.role == "user" %}{{ m.content }}{% endfor %}'
 REWRITING = (
-  '{% for m in messages %}{{ m["content"] if loop.last else m["content"][:1] }}{{ "'
-  + END
-  + '" }}{% endfor %}'
+  '{% for m in messages %}{{ m["content"] if loop.last else m["content"][:1] }}'
+  '<|im_end|>{% endfor %}'
 )
 
 
 @pytest.mark.parametrize(
   ('template', 'after', 'words'),
   [
-    (TEMPLATES['chatml'], [turn('user', 'x')], 'does not end with an assistant'),
-    (TEMPLATES['chatml'], [turn('assistant', '')], 'assistant message is empty'),
-    (TEMPLATES['chatml'], [], 'does not end with an assistant'),
-    (REWRITING, TALK[1:], 'rewrites what came before message 0'),
+    (TEMPLATES['chatml'][1], [turn('user', 'x')], 'does not end with an assistant'),
+    (TEMPLATES['chatml'][1], [turn('assistant', '')], 'assistant message is empty'),
+    (TEMPLATES['chatml'][1], [turn('assistant', ' ')], 'assistant message is empty'),
+    (TEMPLATES['chatml'][1], [], 'does not end with an assistant'),
+    (SAYS_NOTHING, 'cd', 'leaves out'),
+    (REWRITING, TALKS['turns'][1], 'rewrites what came before message 0'),
     ('{{ raise_exception("no system") }}', 'cd', 'refuses the conversation: no system'),
     (None, 'cd', 'no chat template'),
   ],
 )
 def test_conversations_that_are_refused(template, after, words):
-  found = pretrained.load('tiny').tokenizer
+  """AT-41: among them those of which a mask would be empty."""
+  found = tokenizer('chatml')
+  code = chat.coder(found, pretrained.stop_ids(found))
   found.chat_template = template
-  code = chat.coder(found, stops(found))
   with pytest.raises(InputError, match=words):
     code.completion([turn('user', 'bb')], after)
+
+
+def test_smollm2():
+  """The real tokenizer: the template's own system message, one stop token a turn."""
+  found = pretrained.load('smollm2').tokenizer
+  code = chat.coder(found, pretrained.stop_ids(found))
+  before, after = TALKS['turns']
+  prompt, completion = code.prompt(before), code.completion(before, after)
+  text = found.apply_chat_template([*before, *after], tokenize=False)
+  assert found.decode(prompt + completion.tokens) + '\n' == text
+  trained = [t for t, m in zip(completion.tokens, completion.mask) if m]
+  assert found.decode(trained) == 'cd<|im_end|>f<|im_end|>'
+
+
+# ---- Boundaries ----------------------------------------------------------------------
+
+
+def subwords(vocab, merges, normalizer=None):
+  """A tokenizer of letters that merges some of them."""
+  vocab = ['<unk>', '<s>', '</s>', *vocab, *(a + b for a, b in merges)]
+  model = models.BPE({t: i for i, t in enumerate(vocab)}, merges, unk_token='<unk>')
+  built = tokenizers.Tokenizer(model)
+  if normalizer is not None:
+    built.normalizer = normalizer
+  built.add_special_tokens(['<s>', '</s>'])
+  return PreTrainedTokenizerFast(
+    tokenizer_object=built, bos_token='<s>', eos_token='</s>'
+  )
+
+
+@pytest.mark.parametrize(
+  ('prompt', 'completion', 'merged'),
+  [('a', 'b', True), ('a ', 'b', True), ('a', ' b', False), ('b', 'a', False)],
+)
+def test_a_boundary_lies_between_ids(prompt, completion, merged):
+  """AT-42: a prompt that ends in a space or within a word has the ids it has alone."""
+  found = subwords('ab ', [('a', 'b'), (' ', 'b')])
+  code, end = chat.coder(found, (2,)), found.eos_token_id
+  tokens, mask = code.completion(prompt, completion)
+  assert code.prompt(prompt) == found.encode(prompt)
+  assert tokens == [*found.encode(completion), end]
+  assert mask == [1] * len(tokens)
+  whole = found.encode(prompt + completion)
+  assert ([*code.prompt(prompt), *tokens[:-1]] != whole) == merged
+  assert chat.merges(found, prompt, completion) == merged
+
+
+def test_a_text_survives_a_boundary_anywhere():
+  """AT-42: no character is lost; tokens merge wherever the cut is within one."""
+  found = pretrained.load('smollm2').tokenizer
+  code = chat.coder(found, (found.eos_token_id,))
+  text = 'The answer is unbelievable:\n\n  42, or so.'
+  spans = found(text, return_offsets_mapping=True)['offset_mapping']
+  borders = {start for start, _ in spans}
+  for at in range(1, len(text)):
+    before, after = text[:at], text[at:]
+    tokens = [*code.prompt(before), *code.completion(before, after).tokens]
+    assert found.decode(tokens[:-1]) == text
+    assert chat.merges(found, before, after) == (at not in borders)
+
+
+def test_no_space_is_made_up_within_a_text():
+  """SentencePiece begins a text with a space; what follows a prompt is no beginning."""
+  found = subwords(
+    [*'bcd[]I/', '▁', '\n'],
+    [('▁', 'c'), ('▁', 'b')],
+    normalizers.Sequence([normalizers.Prepend('▁'), normalizers.Replace(' ', '▁')]),
+  )
+  found.chat_template = (
+    "{% for m in messages %}{% if m.role == 'user' %}[I] {{ m.content }} [/I]"
+    '{% else %} {{ m.content + eos_token }}{% endif %}{% endfor %}'
+  )
+  code = chat.coder(found, (2,))
+  before, after = TALKS['turns'][0], TALKS['turns'][1][:1]
+  text = found.apply_chat_template([*before, *after], tokenize=False)
+  whole = found.encode(text, add_special_tokens=False)
+  assert [*code.prompt(before), *code.completion(before, after).tokens] == whole
+  assert code.completion('b', 'cd').tokens == found.convert_tokens_to_ids(
+    [*'cd', '</s>']
+  )
+  assert not chat.merges(found, 'b', ' cd') and chat.merges(found, 'b ', 'cd')
+
+
+def test_plain_text_has_one_bos_and_no_end():
+  found = tokenizer('open')
+  bos, end = found.bos_token_id, found.eos_token_id
+  found._tokenizer.post_processor = processors.TemplateProcessing(
+    single='<s> $A <eos>', special_tokens=[('<s>', bos), ('<eos>', end)]
+  )
+  a = found.convert_tokens_to_ids('a')
+  assert chat.plain(found, 'a') == [bos, a]
+  assert chat.plain(found, '<s>a') == [bos, a]
+  assert chat.plain(found, '') == [bos]
+
+
+def test_text_from_nothing_begins_after_an_end():
+  assert chat.plain(pretrained.load('tiny').tokenizer, '') == [96]

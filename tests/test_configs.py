@@ -32,7 +32,7 @@ def test_a_config_is_plain_data_and_names_a_method(path):
   assert train.differences(kept, json.loads(json.dumps(c.to_dict()))) == []
   options = c.method.to_dict()
   built = build.method(options.pop('name'), **options)
-  assert 'logp' in built.needs
+  assert built.needs
   assert loaded(path).__doc__.strip().endswith('.')
   for part in ('task', 'data'):
     if part in c:

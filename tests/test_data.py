@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pyarrow
@@ -9,12 +11,21 @@ import pytest
 import runs
 from pyarrow import parquet
 
-from jaxrl_llm import train
-from jaxrl_llm.data import contamination, tables
+from jaxrl_llm import reference, train
+from jaxrl_llm.data import (
+  chat,
+  contamination,
+  examples,
+  letters,
+  mixture,
+  solutions,
+  tables,
+)
 from jaxrl_llm.data.examples import Example
 from jaxrl_llm.data.files import files
 from jaxrl_llm.data.kinds import KINDS
 from jaxrl_llm.data.prepare import prepare
+from jaxrl_llm.models import pretrained
 from jaxrl_llm.types import InputError
 
 
@@ -93,6 +104,11 @@ ROWS = [
     {'prompt': 'q', 'completion': 'yes', 'principle': 'be kind', 'fulfilment': 'No'},
     ([*ASK, *SAY, turn('be kind')], ('No',), (-1.0,)),
   ),
+  (
+    'steps',
+    {'prompt': 'q', 'completions': ['a', 'b'], 'labels': [True, -0.5]},
+    ('q', (chat.Steps(['a', 'b']),), (0.0,), {}, ([1.0, -0.5],)),
+  ),
 ]
 
 
@@ -100,6 +116,31 @@ ROWS = [
 def test_rows(kind, row, want):
   got = KINDS[kind](json.loads(json.dumps(row)))
   assert got == Example(*want)
+
+
+def test_steps_are_marked_at_their_ends():
+  """Labels of the steps that are left after the cut, each at its newline."""
+  tokenizer = pretrained.load('tiny').tokenizer
+  row = {'prompt': 'q', 'completions': ['ab', 'c', 'd'], 'labels': [1, 0, True]}
+  coder = chat.coder(tokenizer, pretrained.stop_ids(tokenizer))
+  encode = examples.Encoder(coder, max_prompt=4, max_length=6)
+  batch = encode([KINDS['steps'](row)]).batch
+  assert tokenizer.decode(batch.completions[0, 0]) == 'ab\nc\nd'
+  assert batch.mask.tolist() == [[[0, 0, 1, 0, 1, 0]]]
+  assert batch.extra['step_label'].tolist() == [[[0, 0, 1, 0, 0, 0]]]
+  whole = examples.Encoder(coder, max_prompt=4, max_length=9)([KINDS['steps'](row)])
+  assert whole.batch.extra['step_label'].tolist() == [[[0, 0, 1, 0, 0, 0, 1, 0, 0]]]
+
+
+def made_up():
+  return ({'prompt': f'q{i}', 'completion': 'a'} for i in range(5))
+
+
+def test_rows_of_an_iterator():
+  found = files(path='python:test_data.made_up', kind='demonstrations', test_size=1)
+  assert len(found.train) + len(found.test) == 5
+  with pytest.raises(InputError, match=r"test_data has no 'made'.*made_up"):
+    tables.open_table('python:test_data.made')
 
 
 def test_every_kind_has_a_row():
@@ -128,6 +169,14 @@ def test_every_kind_has_a_row():
       "'k' is 'x'",
     ),
     ('ratings', {'prompt': 'q', 'completion': 'a', 'ratings': {}}, 'object of numbers'),
+    ('steps', {'prompt': 'q', 'completions': ['a'], 'labels': []}, 'a list is due'),
+    ('steps', {'prompt': 'q', 'completions': ['a'], 'labels': [1, 2]}, '1 steps and 2'),
+    ('steps', {'prompt': 'q', 'completions': [' '], 'labels': [1]}, 'is empty'),
+    (
+      'steps',
+      {'prompt': 'q', 'completions': ['a'], 'labels': ['x']},
+      'a number is due',
+    ),
     (
       'principles',
       {'prompt': 'q', 'completion': 'a', 'principle': 'p', 'fulfilment': 'maybe'},
@@ -247,7 +296,7 @@ def test_no_prompt_is_in_both_splits(path):
   assert (len(found.train), len(found.test)) == (6, 6)  # 4 rows need two prompts of 3.
   again = load(path, test_size=4)
   assert [*again.test] == [*found.test]
-  assert [*load(path, test_size=4, seed=1).test] != [*found.test]
+  assert [*load(path, test_size=4, seed=2).test] != [*found.test]
 
 
 def test_options(path):
@@ -262,6 +311,70 @@ def test_options(path):
     files(path=path, kind='pear', test_size=1)
   with pytest.raises(InputError, match=r"line 1: no field 'title'"):
     files(path=path, columns={'prompt': 'title'}, test_size=1)
+
+
+def test_prompts_that_end_within_a_token_are_reported():
+  """AT-42: said before training, and only where it is so."""
+  tokenizer = pretrained.load('smollm2').tokenizer
+  coder = chat.coder(tokenizer, pretrained.stop_ids(tokenizer))
+  good = Example('two plus two is', (' four',), (1.0,))
+  bad = good._replace(prompt='two plus two is ', completions=('four',))
+  asked = Example([turn('two')], ('four',), (1.0,))
+  assert examples.boundaries(coder, [good, asked]) == []
+  (line,) = examples.boundaries(coder, [good, bad, asked])
+  assert line.startswith('1 of the first 3 prompts end within a token')
+
+
+SILENT = [{'role': 'user', 'content': 'x'}, {'role': 'assistant', 'content': ''}]
+
+
+def test_rows_that_do_not_fit_are_left_out_where_that_is_asked(tmp_path):
+  """Counted and the first named; the others are as they were."""
+  good = [{'prompt': f'q{i}', 'completion': 'abc'} for i in range(6)]
+  path = write(tmp_path, [good[0], {'prompt': 'q'}, {'messages': SILENT}, *good[1:]])
+  read = lambda **o: files(path=path, kind='demonstrations', test_size=2, **o)
+  with pytest.raises(InputError, match='line 2: '):
+    read()
+  found = read(bad_rows='drop')
+  assert len(found.train) + len(found.test) == 6
+  assert '2 rows are left out. First' in found.report[0] and 'line 2' in found.report[0]
+  with pytest.raises(InputError, match="bad_rows='skip'"):
+    read(bad_rows='skip')
+  path = write(tmp_path, [{'messages': SILENT}])
+  with pytest.raises(InputError, match='line 1: an assistant message is empty'):
+    files(path=path, kind='demonstrations', test_size=1, bad_rows='drop')
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_rows_stream(tmp_path):
+  """Memory grows by what says where rows stand, 50 MB for a file of 100 MB at most."""
+  row = {'prompt': 'q' * 400, 'chosen': 'c' * 300, 'rejected': 'r' * 300}
+  small = write(tmp_path, [row, row | {'prompt': 'x'}])
+  path = tmp_path / 'many.jsonl'
+  with path.open('w') as file:
+    for i in range(100_000):
+      file.write(json.dumps(row | {'prompt': f'{i} {row["prompt"]}'}) + '\n')
+  assert path.stat().st_size > 100e6
+  script = f"""
+import pathlib
+from jaxrl_llm.data.files import files
+def status(key):
+  return int(pathlib.Path('/proc/self/status').read_text().split(key)[1].split()[0])
+files(path={small!r}, test_size=1)
+pathlib.Path('/proc/self/clear_refs').write_text('5')  # The peak starts here.
+before = status('VmRSS:')
+found = files(path={str(path)!r}, test_size=1000)
+assert len(found.train) + len(found.test) == 100_000
+for i in range(0, len(found.train), 7):
+  found.train[i]
+print((status('VmHWM:') - before) / 1024)
+"""
+  out = subprocess.run(
+    [sys.executable, '-c', script], capture_output=True, text=True, check=True
+  )
+  grown = float(out.stdout)
+  print(f'{grown:.0f} MiB')
+  assert grown < 50
 
 
 def test_the_digest_is_of_every_row(path):
@@ -280,9 +393,77 @@ def test_contamination():
     'How many eggs',
     'how many eggs does Bob have',
   ]
-  assert contamination.shared(rows, held, 5) == [0]
-  assert contamination.shared(rows, held, 3) == [0, 1, 2]
-  assert '1 of 3 training prompts share 5 words' in contamination.report(rows, held, 5)
+  assert list(contamination.shared(rows, held, 5)) == rows[:1]
+  assert list(contamination.shared(rows, held, 3)) == rows
+  assert contamination.report(iter(rows), held, 5).startswith(
+    '1 training prompts share 5 words in a row'
+  )
+
+
+# ---- GSM8K's model solutions ---------------------------------------------------------
+
+
+def graded(question, *right):
+  row = {'question': question, 'ground_truth': '#### 1'}
+  for i, r in enumerate(right):
+    row[f'model{i}'] = {'solution': f's{i}', 'is_correct': r}
+  return row
+
+
+def test_solutions_as_labels_and_pairs(tmp_path):
+  """A question's right ones meet its wrong ones; all of it is on one side."""
+  rows = [graded(f'q{i}', True, False, True) for i in range(6)]
+  path = write(tmp_path, [*rows, graded('easy', True, True)])
+  found = solutions.solutions(path=path, kind='labels', test_size=5)
+  assert len(found.train) + len(found.test) == 20
+  asked = lambda part: {e.prompt[0]['content'] for e in part}
+  assert not asked(found.train) & asked(found.test)
+  one = next(e for e in (*found.train, *found.test) if e.completions == ('s1',))
+  assert list(one.reward) == [-1.0]
+  pairs = solutions.solutions(path=path, kind='pairs', test_size=2)
+  both = [tuple(e.completions) for e in (*pairs.train, *pairs.test)]
+  assert sorted(set(both)) == [('s0', 's1'), ('s2', 's1')] and len(both) == 12
+
+
+def test_a_solution_that_is_not_graded(tmp_path):
+  path = write(tmp_path, [graded('a', True), {'question': 'b', 'model': 'words'}])
+  with pytest.raises(InputError, match=r"line 2: 'model' is no object"):
+    solutions.solutions(path=path)
+  with pytest.raises(InputError, match="'labels' or 'pairs', not 'triples'"):
+    solutions.solutions(path=path, kind='triples')
+
+
+# ---- Mixtures ------------------------------------------------------------------------
+
+
+def test_a_mixture(tmp_path):
+  """Parts one after the other, with their sizes and weights; held-out ones too."""
+  one = write(tmp_path, [{'prompt': f'q{i}', 'completion': 'a'} for i in range(9)])
+  part = dict(name='files', path=one, kind='demonstrations', test_size=2)
+  toy_part = dict(name='letters', kind='demonstrations', size=5, test_size=1)
+  found = mixture.mixture(parts={'a': part, 'b': toy_part | {'weight': 3}})
+  assert found.parts == [(7, 1.0), (5, 3.0)]
+  assert len(found.train) == 12 and len(found.test) == 3
+  assert [e.completions[0] for e in found.train][:7] == ['a'] * 7
+  assert found.train[7] == letters.letters(kind='demonstrations', size=5).train[0]
+  other = mixture.mixture(parts={'a': part | {'seed': 1}, 'b': toy_part})
+  assert other.digest == found.digest
+  assert 'a: ' in found.report[0]
+
+
+@pytest.mark.parametrize(
+  ('parts', 'message'),
+  [
+    ({}, 'config.data.parts is empty'),
+    ({'a': {'path': 'x'}}, r'parts\.a has no name'),
+    ({'a': {'name': 'letters', 'weight': 0}}, r'parts\.a\.weight=0'),
+    ({'a': {'name': 'leters'}}, "Did you mean 'letters'"),
+    ({'a': {'name': 'letters', 'sise': 3}}, "Did you mean 'size'"),
+  ],
+)
+def test_a_wrong_mixture(parts, message):
+  with pytest.raises(InputError, match=message):
+    mixture.mixture(parts=parts)
 
 
 # ---- Runs ----------------------------------------------------------------------------
@@ -320,6 +501,30 @@ def test_a_run_on_a_file(tmp_path, method):
   assert np.isfinite(held['eval/loss'])
   if kind == 'pairs':  # Wilson, five of five or none of five.
     assert held['eval/low'] <= held['eval/accuracy'] <= held['eval/high']
+    assert held['eval/longer'] == 1
+
+
+def same(one, other):
+  """Records of two runs, but for shares of ties and of slots."""
+  for a, b in zip(one, other, strict=True):
+    assert a.keys() == b.keys()
+    kept = [k for k in a if k not in ('accuracy', 'filled')]
+    assert [a[k] for k in kept] == pytest.approx([b[k] for k in kept], abs=5e-5)
+
+
+def killed(c, folder, monkeypatch):
+  """A run that ends after step 2 as if by Ctrl-C, twice."""
+  one_step = train.one_step
+
+  def step(run, state, meta):
+    if meta['step'] == 2:
+      raise KeyboardInterrupt
+    return one_step(run, state, meta)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(train, 'one_step', step)
+    with pytest.raises(KeyboardInterrupt):
+      train.main(c, folder)
 
 
 def test_changed_data_is_refused_at_resume(tmp_path, monkeypatch):
@@ -327,17 +532,8 @@ def test_changed_data_is_refused_at_resume(tmp_path, monkeypatch):
   rows = [{'prompt': f'q{i}', 'completion': 'abc'} for i in range(19)]
   path = write(tmp_path, rows)
   c = data_config(path, 'demonstrations', 'sft', test_size=5)
-  one_step, folder = train.one_step, str(tmp_path / 'run')
-
-  def killed(run, state, meta):
-    if meta['step'] == 2:
-      raise KeyboardInterrupt
-    return one_step(run, state, meta)
-
-  with monkeypatch.context() as patch:
-    patch.setattr(train, 'one_step', killed)
-    with pytest.raises(KeyboardInterrupt):
-      train.main(c, folder)
+  folder = str(tmp_path / 'run')
+  killed(c, folder, monkeypatch)
   write(tmp_path, [*rows[:-1], {'prompt': 'q18', 'completion': 'abd'}])
   with pytest.raises(InputError, match='not those of this run up to step 2'):
     train.main(c, folder)
@@ -345,3 +541,72 @@ def test_changed_data_is_refused_at_resume(tmp_path, monkeypatch):
   train.main(c, folder)
   steps = [r['step'] for r in runs.records(folder) if r['split'] == 'train']
   assert steps == [1, 2, 3]
+
+
+@pytest.mark.parametrize('lora', [0, 2], ids=['full', 'lora'])
+def test_the_reference_is_scored_once_and_kept(tmp_path, lora):
+  """AT-30: no second model; loss log 2 at first; a live reference says the same."""
+  rows = [
+    {'prompt': f'q{i}', 'chosen': 'abc'[: 1 + i % 3], 'rejected': 'zy'}
+    for i in range(19)
+  ]
+  path = write(tmp_path, rows)
+  found = {}
+  for cached in (False, True):
+    c = data_config(path, 'pairs', 'dpo', test_size=5)
+    c.source.cache_reference = cached
+    c.model.lora.rank = lora
+    folder = tmp_path / f'run{cached}'
+    train.main(c, str(folder))
+    found[cached] = runs.records(folder)
+    run = runs.assembled(c)
+    assert ('ref' in run.state.frozen) == (not cached and not lora)
+  same(found[False], found[True])
+  first = found[True][0]
+  assert first['eval/loss'] == pytest.approx(np.log(2), abs=1e-6)
+  assert first['eval/margin'] == pytest.approx(0, abs=1e-6)
+  (kept,) = (tmp_path / 'runTrue' / 'reference').glob('test-*.npy')
+  assert np.load(kept).shape == (5, 2, 6)
+
+
+def test_scores_are_read_again_at_resume(tmp_path, monkeypatch):
+  rows = [{'prompt': f'q{i}', 'chosen': 'abc', 'rejected': 'zy'} for i in range(19)]
+  c = data_config(write(tmp_path, rows), 'pairs', 'dpo', test_size=5)
+  c.source.cache_reference = True
+  monkeypatch.setattr(train.assemble, 'assemble', runs.assembled)
+  train.main(c, str(tmp_path / 'whole'))
+  folder = str(tmp_path / 'run')
+  killed(c, folder, monkeypatch)
+  monkeypatch.setattr(reference.Scores, 'write', None)
+  train.main(c, folder)
+  assert runs.records(tmp_path / 'run') == runs.records(tmp_path / 'whole')
+
+
+def test_a_method_without_a_reference_to_keep(tmp_path):
+  path = write(tmp_path, [{'prompt': 'q', 'completion': 'a', 'label': True}])
+  for method in ('kto', 'sft'):
+    c = data_config(path, 'labels', method)
+    c.source.cache_reference = True
+    with pytest.raises(InputError, match=f'cache_reference: {method} has no'):
+      train.main(c, str(tmp_path / 'run'))
+
+
+@pytest.mark.parametrize('option', ['pack', 'bucket'])
+def test_layouts_change_no_number(tmp_path, option):
+  """AT-44: rows packed, or as wide as they need: the run of padded rows."""
+  rows = [
+    {'prompt': 'q' * (1 + i % 5), 'chosen': 'abcde'[: 1 + i % 4], 'rejected': 'zy'}
+    for i in range(24)
+  ]
+  path = write(tmp_path, rows)
+  found = {}
+  for on in (False, True):
+    c = data_config(path, 'pairs', 'dpo', test_size=5)
+    c.source.prompts = 8
+    if option == 'pack':
+      c.plan.update(pack=32 * on, microbatches=2)
+    else:
+      c.source.bucket = 3 if on else 6  # One bucket holds all: the same order.
+    train.main(c, str(tmp_path / f'run{on}'))
+    found[on] = runs.records(tmp_path / f'run{on}')
+  same(found[False], found[True])

@@ -12,7 +12,7 @@ from jaxrl_llm import build, forward, types
 from jaxrl_llm.models.config import DecoderConfig
 from jaxrl_llm.models.decoder import Decoder, causal, head_kernel
 from jaxrl_llm.ops import logprobs
-from jaxrl_llm.step import make_update_step
+from jaxrl_llm.step import make_update_step, sense, weigh
 from jaxrl_llm.types import Method, State
 
 B, G, P, T, V, D = 3, 2, 4, 5, 13, 16
@@ -53,6 +53,11 @@ def example():
   )
   warmth = rng.uniform(0.5, 2.0, (B, G)).astype(np.float32)
   return jax.tree.map(jnp.asarray, batch.replace(temperature=warmth))
+
+
+def full():
+  """Rows without padding."""
+  return example().replace(length=jnp.full((B, G), T), mask=jnp.ones((B, G, T)))
 
 
 NEEDS = ('logp', 'entropy', 'value', 'score')
@@ -123,9 +128,10 @@ def test_each_row_alone_and_left_padded(pads):
   close(seen().entropy, -(jnp.exp(full) * full).sum(-1).reshape(B, G, T))
 
 
-def test_scalars_of_each_row_alone():
-  """AT-48: value before each token; score at the last one."""
-  ids, positions, mask, start = rows()
+@pytest.mark.parametrize('pads', [0, 5])
+def test_scalars_of_each_row_alone(pads):
+  """AT-48: value before each token; score at the last one, wherever the row starts."""
+  ids, positions, mask, start = rows(pads)
   tree = params()['critic']
   before, _ = token_by_token(alone(True)(tree, ids, positions, mask), start)
   close(seen().value, (before @ tree['scores'][:, 0]).reshape(B, G, T))
@@ -135,10 +141,30 @@ def test_scalars_of_each_row_alone():
   close(seen().score, (at[np.arange(B * G), last] @ tree['scores'][:, 0]).reshape(B, G))
 
 
+def test_wider_arrays_change_nothing():
+  """AT-48: rows end where their lengths say, however much room is behind them."""
+  batch = example()
+  wider = lambda x, n: jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, n)], constant_values=5)
+  got = reader()(
+    params(),
+    batch.replace(
+      prompts=wider(batch.prompts, 3),
+      completions=wider(batch.completions, 4),
+      mask=jnp.pad(batch.mask, [(0, 0), (0, 0), (0, 4)]),
+    ),
+  )
+  close(got.score, seen().score)
+  for name in ('logp', 'entropy', 'value'):
+    close(getattr(got, name)[..., :T] * batch.mask, getattr(seen(), name) * batch.mask)
+
+
 def test_nothing_after_a_token_is_seen():
-  """AT-48: other tokens past each row's end; a pad that is a token of the row."""
-  batch, want = example(), seen()
-  for filler in (0, 7, int(batch.completions[0, 0, 0])):
+  """AT-48: other tokens past each row's end; a pad that is each row's stop token."""
+  batch, stop = example(), 7
+  ends = jnp.arange(T)[None, None] == batch.length[..., None] - 1
+  batch = batch.replace(completions=jnp.where(ends, stop, batch.completions))
+  want = reader()(params(), batch)
+  for filler in (0, stop, int(batch.completions[0, 0, 0])):
     slots = jnp.arange(P)[None] < batch.prompt_length[:, None]
     other = batch.replace(
       completions=jnp.where(batch.mask > 0, batch.completions, filler),
@@ -149,6 +175,55 @@ def test_nothing_after_a_token_is_seen():
     for name in ('logp', 'entropy', 'value'):
       found, due = getattr(got, name) * batch.mask, getattr(want, name) * batch.mask
       np.testing.assert_array_equal(found, due)
+
+
+def test_the_loss_mask_is_not_the_attention_mask():
+  """AT-45: what is not trained is seen all the same, and counts for the length."""
+  batch, t = full(), 1
+  told = batch.replace(mask=batch.mask.at[0, 0, : t + 1].set(0.0).at[0, 0, -1].set(0.0))
+  want = reader()(params(), batch)
+  got = reader()(params(), told)
+  jax.tree.map(np.testing.assert_array_equal, got, want)
+  other = told.completions.at[0, 0, t].set((told.completions[0, 0, t] + 1) % V)
+  got = reader()(params(), told.replace(completions=other))
+  assert jnp.abs(got.logp - want.logp)[0, 0, t + 1 :].min() > 1e-4
+  assert jnp.abs(got.score - want.score)[0, 0] > 1e-4
+
+
+class Nudged:
+  """The decoder with `nudge` [B, P + T, D] on the states that its head reads."""
+
+  config = CONFIG
+
+  def __init__(self, nudge):
+    self.nudge = nudge
+
+  def apply(self, variables, ids, positions, *rest):
+    hidden, kv = PLAIN.apply(variables, ids, positions, *rest)
+    return hidden + self.nudge[jnp.arange(B)[:, None, None], positions], kv
+
+
+@pytest.mark.parametrize('t', range(T))
+def test_one_trained_token_has_its_gradient_before_it(t):
+  """AT-40: at the state before the token, which is the prompt's last for the first."""
+  for b in range(B):
+    batch = full().replace(mask=jnp.zeros((B, G, T)).at[b, 1, t].set(1.0))
+    slope = np.abs(nudge_gradient()(batch)).max(-1)
+    want = np.zeros((B, P + T))
+    want[b, batch.prompt_length[b] + t - 1] = 1
+    np.testing.assert_array_equal(slope > 0, want)
+
+
+@functools.cache
+def nudge_gradient():
+  method = build.method('sft')
+
+  def loss(nudge, batch):
+    see = forward.make_forward({'policy': Nudged(nudge)})
+    batch = weigh(batch, method)
+    return method.loss(sense(see, params(), {}, batch, ('logp',)), batch)[0]
+
+  return jax.jit(lambda batch: jax.grad(loss)(jnp.zeros((B, P + T, D)), batch))
 
 
 def loss_gradient(decoder):

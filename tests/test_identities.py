@@ -326,7 +326,70 @@ def preference_loss(m, logp, mask=None, **fields):
   mask = jnp.ones_like(logp) if mask is None else mask
   b, g = logp.shape[:2]
   batch = bandit(np.zeros((b, g))).replace(mask=mask, **fields)
-  return m.loss(Outputs(logp=logp), weigh(batch, m))[0]
+  return m.loss(Outputs(logp=logp, score=logp[..., 0]), weigh(batch, m))[0]
+
+
+def two_tokens(m, chosen, rejected, labels=(1.0, -1.0)):
+  """A method's loss on rows of two tokens with these scores or log-probs each: [B]."""
+  x = jnp.stack([chosen, rejected], 1)
+  logp = jnp.stack([x, x], -1)
+  fields = dict(
+    reward=jnp.broadcast_to(jnp.array([labels]), x.shape),
+    ref_logp=jnp.full_like(logp, -1.0),
+    extra={'z0': jnp.zeros(len(x))},
+  )
+  return preference_loss(m, logp, **fields)
+
+
+odds = lambda x: x - jnp.log1p(-jnp.exp(x))
+# Loss less the loss of the pair turned round, from mean log-probs (a, b) of two tokens.
+SWAPPED = {
+  'dpo': (dict(beta=0.7), lambda a, b: -0.7 * 2 * (a - b)),
+  'dpo, smoothed': (
+    dict(beta=0.7, label_smoothing=0.2),
+    lambda a, b: -0.6 * 0.7 * 2 * (a - b),
+  ),
+  'dpo, even': (dict(label_smoothing=0.5), lambda a, b: 0 * a),
+  'ipo': (dict(tau=0.2), lambda a, b: -2 / 0.2 * (a - b)),
+  'ipo, summed': (dict(tau=0.2, average=False), lambda a, b: -4 / 0.2 * (a - b)),
+  'simpo': (dict(beta=2.0, gamma=0.0), lambda a, b: -2 * (a - b)),
+  'orpo': (dict(lam=0.3), lambda a, b: b - a - 0.3 * (odds(a) - odds(b))),
+  'bradley_terry': (dict(center=0.1, l2=0.1), lambda a, b: b - a),
+}
+
+
+@pytest.mark.parametrize('title', SWAPPED)
+def test_pairs_turned_round(title):
+  """AT-47: softplus(-h) - softplus(h) = -h, and (h - c)^2 - (h + c)^2 = -4 c h."""
+  options, want = SWAPPED[title]
+  m = build.method(title.split(',')[0], **options)
+  a, b = -jnp.exp(jax.random.normal(jax.random.key(4), (2, 7)))
+  close(two_tokens(m, a, b) - two_tokens(m, b, a), want(a, b).mean(), 2e-5)
+
+
+def test_kto_labels_turned_round():
+  """AT-47: sigmoid(x) + sigmoid(-x) = 1, whatever the row, where z0 is 0."""
+  m = build.method('kto', beta=0.7, desirable=1.3, undesirable=1.3)
+  a, b = -jnp.exp(jax.random.normal(jax.random.key(4), (2, 7)))
+  close(two_tokens(m, a, b) + two_tokens(m, a, b, (-1.0, 1.0)), 1.3)
+
+
+EQUAL = {  # A loss where nothing is preferred yet.
+  'dpo': ({}, np.log(2)),
+  'dpo, smoothed': (dict(label_smoothing=0.3), np.log(2)),
+  'ipo': (dict(tau=0.2), 1 / 0.4**2),
+  'simpo': (dict(gamma=0.0), np.log(2)),
+  'simpo, with a margin': (dict(gamma=1.5), np.log1p(np.exp(1.5))),
+  'bradley_terry': ({}, np.log(2)),
+}
+
+
+@pytest.mark.parametrize('title', EQUAL)
+def test_equal_pairs(title):
+  """AT-47: log 2, for every loss through a sigmoid."""
+  options, want = EQUAL[title]
+  x = jnp.full(3, -0.5)
+  close(two_tokens(build.method(title.split(',')[0], **options), x, x), want)
 
 
 def test_simpo_is_blind_to_repeated_tokens():

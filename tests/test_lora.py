@@ -1,18 +1,34 @@
 """LoRA: adapters alone are trained, over a base that is held once; PEFT's files."""
 
+import functools
 import json
 
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import runs
 import safetensors.numpy
+import test_contract
+import toy
 from oracles import make_reference_logits as oracle
 
-from jaxrl_llm import checkpoint, forward, log, restored, train, types
-from jaxrl_llm.models import decoder, lora, pretrained, weights
-from jaxrl_llm.models.config import Lora
+from jaxrl_llm import (
+  assemble,
+  checkpoint,
+  forward,
+  initial,
+  log,
+  restored,
+  sharding,
+  train,
+  types,
+)
+from jaxrl_llm.models import config_json, decoder, lora, pretrained, weights
+from jaxrl_llm.models.config import DecoderConfig, Lora
+from jaxrl_llm.step import make_update_step
 from jaxrl_llm.types import InputError
 
 LORA = Lora(rank=3, alpha=6.0, targets='q|v|up|down')
@@ -69,7 +85,18 @@ def test_merged_is_the_same_network_and_unmerging_gives_the_base_back():
   jax.tree.map(close, back, base)
 
 
-@pytest.mark.parametrize('method', ['grpo', 'ppo', 'dpo', 'kto', 'bradley_terry'])
+def unless_slow(names, slow):
+  """Parameters, of which some are left to the longer checks."""
+  marks = lambda name: [pytest.mark.slow] if name in slow else []
+  return [pytest.param(name, marks=marks(name)) for name in names]
+
+
+@pytest.mark.parametrize(
+  'method',
+  unless_slow(
+    ['grpo', 'ppo', 'dpo', 'kto', 'bradley_terry'], slow=('kto', 'bradley_terry')
+  ),
+)
 def test_adapters_alone_are_trained(method, tmp_path):
   c = runs.config(method, steps=2)
   c.model.lora.update(rank=2, targets='q|v')
@@ -91,6 +118,72 @@ def test_adapters_alone_are_trained(method, tmp_path):
     close(lines[0]['margin'], 0)
   moved = found.params[min(found.params)]['layers']['q_lora_b']
   assert np.abs(moved).max() > 1e-4
+
+
+SMALL = config_json.llama(
+  DecoderConfig(
+    vocab=toy.V, width=16, layers=1, heads=2, kv_heads=1, mlp_width=16, head_dim=8
+  )
+)
+# What a method says of a policy that is its reference, and of heads of zeros: by hand.
+FIRST = {
+  'dpo': dict(loss=np.log(2), margin=0.0),  # AT-30.
+  'ipo': dict(loss=25.0, margin=0.0),  # (1 / (2 tau))^2, tau = 0.1.
+  'kto': dict(loss=0.5, value_kto=0.5, z0=0.0),
+  'bradley_terry': dict(loss=np.log(2), margin=0.0),
+  'grpo': dict(kl_ref=0.0),
+  'ppo': dict(kl_ref=0.0, **{'max/ratio': 1.0}),
+  'rloo': dict(kl_ref_seq=0.0),
+}
+# Half the time to compile.
+QUICK = {'xla_backend_optimization_level': 0}
+
+
+# Each reads the same sensors as another method.
+ALIKE = ('dr_grpo', 'dapo', 'cispo', 'orpo')
+
+
+@pytest.mark.parametrize('name', unless_slow(test_contract.METHODS, slow=ALIKE))
+def test_every_method_trains_adapters_alone(name):
+  """Three updates: a head of zeros moves first, then b, which was zero too, then a."""
+  method, low_rank = test_contract.method(name), Lora(2, 4.0, 'q|v')
+  base = pretrained.random_params(config_json.decoder(SMALL, ''))
+  base = jax.tree.map(lambda x: x if (x == 1).all() else 20 * x, base)
+  stored = weights.in_memory(SMALL, base)
+  model = pretrained.Pretrained(
+    stored.config, SMALL, None, functools.partial(weights.read, stored)
+  )
+  tx = optax.adam(1e-2)
+  roles = forward.roles(assemble.all_needs(method))
+  state = initial.state(
+    model, roles, tx, sharding.make_mesh(fsdp=1), lora=low_rank, seed=0
+  )
+  decoders = {
+    role: decoder.Decoder(
+      model.config,
+      scores=int(role in ('critic', 'reward')),
+      lora=None if role == 'ref' else low_rank,
+    )
+    for role in ('policy', 'ref', 'critic', 'reward')
+  }
+  see = forward.make_forward(decoders)
+  update = jax.jit(make_update_step(see, tx, method), compiler_options=QUICK)
+  first, due = state, FIRST.get(name, {})
+  assert due or 'ref' not in roles['frozen']
+  state, metrics = update(state, toy.batch())
+  assert {k: float(metrics[k]) for k in due} == pytest.approx(due, abs=1e-6)
+  for _ in range(2):
+    state, _ = update(state, toy.batch())
+  assert int(state.applied) == 3
+  assert first.frozen.keys() == {'base'}
+  jax.tree.map(np.testing.assert_array_equal, state.frozen['base'], base)
+  flat = flax.traverse_util.flatten_dict
+  low = {('layers', f'{m}_lora_{x}') for m in 'qv' for x in 'ab'}
+  assert state.params.keys() == roles['params']
+  for role, tree in state.params.items():
+    assert flat(tree).keys() == low | ({('scores',)} if role != 'policy' else set())
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), tree, first.params[role])
+    assert min(jax.tree.leaves(moved)) > 1e-4
 
 
 # ---- Files ---------------------------------------------------------------------------

@@ -18,7 +18,7 @@ PLANS = {
   'ppo': dict(plan=dict(epochs=2, minibatches=2)),
   'dpo': dict(plan=dict(minibatches=2)),
   'dapo': dict(source=dict(name='until_mixed', limit=2)),
-  'rloo': dict(model=dict(lora=dict(rank=2, alpha=4.0, targets='q|v'))),
+  'ppo lora': dict(model=dict(lora=dict(rank=2, alpha=4.0, targets='q|v'))),
 }
 
 
@@ -62,9 +62,9 @@ def killed_at(monkeypatch, module, name, count):
 SLOW = pytest.param('dapo', marks=pytest.mark.slow)
 
 
-@pytest.fixture(params=['grpo', 'ppo', 'dpo', SLOW])
+@pytest.fixture(params=['grpo', 'ppo', 'ppo lora', 'dpo', SLOW])
 def plan(request, tmp_path):
-  c = runs.config(request.param, **PLANS[request.param])
+  c = runs.config(request.param.split()[0], **PLANS[request.param])
   train.main(c, str(tmp_path / 'whole'))
   return c, outcome(tmp_path / 'whole', c)
 

@@ -1,5 +1,6 @@
 """More devices give the same numbers, each with its share of the work."""
 
+import dataclasses
 import functools
 
 import chex
@@ -8,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from oracles import make_reference_logits as oracle
 
 from jaxrl_llm import build, forward, sharding, types
+from jaxrl_llm.models import config_json
 from jaxrl_llm.models.config import DecoderConfig
 from jaxrl_llm.models.decoder import Decoder, causal
 from jaxrl_llm.step import make_update_step
@@ -18,6 +21,9 @@ from jaxrl_llm.types import State
 B, G, P, T, V = 32, 4, 8, 16, 64
 CONFIG = DecoderConfig(
   vocab=V, width=32, layers=2, heads=4, kv_heads=2, mlp_width=64, head_dim=8
+)
+MOE = dataclasses.replace(
+  config_json.decoder(oracle.CONFIGS['qwen3_moe'], ''), vocab=V, experts=8
 )
 TX = optax.sgd(0.1)
 MESHES = {
@@ -29,16 +35,16 @@ MESHES = {
 
 
 @functools.cache
-def weights(seed):
+def weights(seed, config=CONFIG):
   """A decoder's parameters, on the host."""
   zero = jnp.zeros((1, 1, 1), jnp.int32)
-  init = jax.jit(lambda key: Decoder(CONFIG).init(key, zero, zero, causal(1))['params'])
+  init = jax.jit(lambda key: Decoder(config).init(key, zero, zero, causal(1))['params'])
   tree = jax.device_get(init(jax.random.key(seed)))
   return jax.tree.map(lambda x: x if (x == 1).all() else 5 * x, tree)
 
 
-def make_state():
-  policy = jax.tree.map(jnp.array, weights(1))
+def make_state(config=CONFIG):
+  policy = jax.tree.map(jnp.array, weights(1, config))
   params = {'policy': policy}
   return State(
     step=jnp.int32(0),  # Each its own array: one donated twice would be an error.
@@ -46,7 +52,7 @@ def make_state():
     skipped=jnp.int32(0),
     params=params,
     opt_state=TX.init(params),
-    frozen={'ref': jax.tree.map(jnp.array, weights(2))},
+    frozen={'ref': jax.tree.map(jnp.array, weights(2, config))},
     extra={},
     key=jax.random.key(0),
   )
@@ -73,19 +79,21 @@ def mesh_of(name):
 
 
 @functools.cache
-def program(name):
+def program(name, config=CONFIG, method='grpo'):
   """A step of two minibatches in the host's order: (compiled, state, batch)."""
   mesh = mesh_of(name)
-  decoder = Decoder(CONFIG, spread=sharding.constrain(mesh))
+  decoder = Decoder(config, spread=sharding.constrain(mesh))
   step = make_update_step(
     forward.make_forward({'policy': decoder, 'ref': decoder}),
     TX,
-    build.method('grpo'),
+    build.method(method),
     minibatches=2,
     constrain=sharding.constrain(mesh),
   )
-  state, batch = make_state(), sharding.put_batch(make_batch(), mesh)
-  compiled = sharding.compile_step(step, state, mesh).lower(state, batch).compile()
+  state, batch = make_state(config), sharding.put_batch(make_batch(), mesh)
+  lowered = sharding.compile_step(step, state, mesh).lower(state, batch)
+  # LLVM's alone: what XLA splits and fuses stays as it is.
+  compiled = lowered.compile(compiler_options={'xla_backend_optimization_level': 0})
   return compiled, mesh, batch
 
 
@@ -94,9 +102,10 @@ def place(state, mesh):
 
 
 @functools.cache
-def after(name):
-  compiled, mesh, batch = program(name)
-  state, metrics = compiled(place(make_state(), mesh), batch)
+def after(*case):
+  """Parameters and metrics after the step of `program(*case)`, on the host."""
+  compiled, mesh, batch = program(*case)
+  state, metrics = compiled(place(make_state(*case[1:2]), mesh), batch)
   return jax.device_get((state.params, metrics))
 
 
@@ -104,6 +113,17 @@ def after(name):
 def test_the_mesh_changes_no_number(name):
   """AT-1: parameters, loss and every metric as on one device."""
   chex.assert_trees_all_close(after(name), after('one'), atol=2e-6, rtol=2e-6)
+
+
+@pytest.mark.parametrize(
+  'name', ['tensor', pytest.param('fsdp', marks=pytest.mark.slow)]
+)
+def test_the_mesh_changes_no_number_of_experts(name):
+  """Tokens are sorted by expert over all devices; the experts are split as well."""
+  found = sharding.state_sharding(make_state(MOE), mesh_of(name)).params['policy']
+  assert found['layers']['up'].spec[1] == 'fsdp'
+  got, want = (after(n, MOE, 'sft') for n in (name, 'one'))
+  chex.assert_trees_all_close(got, want, atol=2e-6, rtol=2e-6)
 
 
 @pytest.mark.parametrize('name', ['fsdp', 'data', 'tensor'])

@@ -1,12 +1,14 @@
 """Batches: which rows, in what order, and that their ids are those sampled."""
 
+import threading
+
 import jax
 import numpy as np
 import pytest
 import runs
 
 from jaxrl_llm import sources, types
-from jaxrl_llm.data import chat, examples
+from jaxrl_llm.data import chat, examples, order
 from jaxrl_llm.data.examples import Example
 from jaxrl_llm.models import pretrained
 from jaxrl_llm.sources import Drawn, Text
@@ -177,11 +179,15 @@ def test_tied_groups_fill_up_after_the_limit():
 CODER = chat.coder(TOKENIZER, (STOP,))
 
 
-def dataset(n, *, prompts=4, seed=1):
+def dataset(n, *, prompts=4, seed=1, share=slice(None)):
   """n examples, each 'a' and the stop token: of 2 tokens."""
-  encode = examples.encoder(CODER, max_prompt=4, max_length=3)
-  found = [Example(ask('x'), ('a',), (1.0,))] * n
-  return sources.dataset(examples=found, encode=encode, prompts=prompts, seed=seed)
+  return sources.dataset(
+    examples=[Example(ask('x'), ('a',), (1.0,))] * n,
+    encode=examples.Encoder(CODER, max_prompt=4, max_length=3),
+    prompts=prompts,
+    index=order.shuffled([(n, 1.0)], prompts, seed),
+    share=share,
+  )
 
 
 def test_each_row_once_per_epoch_in_another_order():
@@ -211,6 +217,64 @@ def test_too_few_rows():
     dataset(3, seed=1)
 
 
+def test_processes_share_a_batch():
+  """Each reads its own rows of the batch that all agree on."""
+  whole = dataset(10)(None, 3).batch
+  halves = [dataset(10, share=s)(None, 3).batch for s in (slice(0, 2), slice(2, 4))]
+  joined = jax.tree.map(lambda *x: np.concatenate(x), *halves)
+  jax.tree.map(np.testing.assert_array_equal, joined, whole)
+
+
+# ---- Order ---------------------------------------------------------------------------
+
+
+def test_parts_are_mixed_by_weight():
+  """3 : 1 of parts of 100 and 8; each part goes through all of itself, then again."""
+  index = order.shuffled([(100, 3.0), (8, 1.0)], 10, seed=0)
+  drawn = np.array([index(step) for step in range(40)]).ravel()
+  small = drawn[drawn >= 100]
+  assert len(small) == 100
+  for epoch in range(12):
+    assert sorted(small[8 * epoch : 8 * epoch + 8]) == list(range(100, 108))
+  assert set(drawn[drawn < 100]) == set(range(100))
+
+
+def test_like_lengths_come_together():
+  """The same examples in a window, and each batch of neighbours in length."""
+  plain = order.shuffled([(1000, 1.0)], 4, seed=0)
+  size = lambda i: (i * 7919) % 50
+  index = order.by_length(plain, size, seed=0)
+  window = [index(s) for s in range(order.WINDOW, 2 * order.WINDOW)]
+  flat = lambda batches: sorted(i for batch in batches for i in batch)
+  assert flat(window) == flat([plain(s) for s in range(order.WINDOW, 2 * order.WINDOW)])
+  spread = [max(map(size, b)) - min(map(size, b)) for b in window]
+  assert np.mean(spread) < 3
+  middles = [np.mean([size(i) for i in b]) for b in window]
+  assert middles != sorted(middles)
+  again = order.by_length(plain, size, seed=0)
+  assert again(order.WINDOW + 5) == window[5]
+
+
+def test_batches_are_drawn_ahead():
+  """Two ahead, each once, in whatever order they are asked for; errors when due."""
+  asked, here = [], threading.get_ident()
+
+  def source(state, step):
+    assert threading.get_ident() != here
+    asked.append(step)
+    if step == 5:
+      raise InputError('row 5')
+    return step
+
+  drawn = sources.ahead(source)
+  assert [drawn(None, step) for step in (0, 1, 2)] == [0, 1, 2]
+  assert drawn(None, 3) == 3
+  with pytest.raises(InputError, match='row 5'):
+    drawn(None, 5)
+  assert drawn(None, 0) == 0
+  assert asked[:4] == [0, 1, 2, 3]
+
+
 # ---- pad and encode ------------------------------------------------------------------
 
 
@@ -225,9 +289,19 @@ def test_pad():
 
 
 def encode(*found, max_length=4, max_prompt=8, **policies):
-  return examples.encoder(
+  return examples.Encoder(
     CODER, max_prompt=max_prompt, max_length=max_length, **policies
   )(found)
+
+
+def test_a_batch_is_as_wide_as_its_longest_row_in_steps():
+  """Buckets of 3: prompts of 1 and 2 take 3 slots, answers of 2 and 4 take 6."""
+  short, long = Example(ask('x'), ('a',), (1.0,)), Example(ask('xy'), ('abc',), (1.0,))
+  found = encode(short, long, bucket=3, max_prompt=9, max_length=9).batch
+  prompts = 3 * -(-int(found.prompt_length.max()) // 3)
+  assert found.prompts.shape[1] == prompts < 9
+  assert found.completions.shape[2] == 6
+  assert encode(long, bucket=3, max_prompt=8, max_length=5).batch.mask.shape[2] == 5
 
 
 def test_examples_end_in_the_stop_token_or_are_truncated():

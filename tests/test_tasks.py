@@ -12,15 +12,15 @@ import pytest
 from jaxrl_llm.rewards.expression import evaluate
 from jaxrl_llm.tasks import records
 from jaxrl_llm.tasks.arithmetic import arithmetic
-from jaxrl_llm.tasks.jsonl import jsonl
 from jaxrl_llm.tasks.letters import letters
+from jaxrl_llm.tasks.questions import questions
 from jaxrl_llm.tasks.reasoning_gym import reasoning_gym
 from jaxrl_llm.types import InputError
 
 
 @pytest.fixture
 def files(tmp_path):
-  """Writes train and test rows, and returns jsonl's two paths."""
+  """Writes train and test rows, and returns the two paths."""
 
   def write(train, test):
     paths = {}
@@ -268,28 +268,28 @@ def test_verifiers_survive_hostile_text(dataset):
     assert time.perf_counter() - began < 0.1
 
 
-def test_jsonl_reads_gsm8k_and_plain_numbers(files):
+def test_questions_reads_gsm8k_and_plain_numbers(files):
   paths = files(
     [row('2 + 2?', '2 + 2 = 4\n#### 4'), row('1000 + 1?', '#### 1,001')],
     [row('3 + 3?', 6), row('1/2 of 3?', '1.5')],
   )
-  task = jsonl(**paths, suffix=' =')
+  task = questions(**paths, suffix=' =')
   assert [r.answer for r in task.test] == ['6', '1.5']
   assert [records.question(r) for r in task.test] == ['3 + 3? =', '1/2 of 3? =']
   by_id = {task.train(i).id: task.train(i) for i in range(2)}
-  assert {i: r.answer for i, r in by_id.items()} == {1: '4', 2: '1,001'}
-  assert by_id[1].extra['reference'] == '2 + 2 = 4\n#### 4'
-  assert task.check('It is 1001', by_id[2]) == 1
-  assert task.check('It is 1002', by_id[2]) == 0
+  assert {i: r.answer for i, r in by_id.items()} == {0: '4', 1: '1,001'}
+  assert by_id[0].extra['reference'] == '2 + 2 = 4\n#### 4'
+  assert task.check('It is 1001', by_id[1]) == 1
+  assert task.check('It is 1002', by_id[1]) == 0
 
 
-def test_jsonl_visits_every_question_once_a_pass(files):
+def test_questions_visits_every_question_once_a_pass(files):
   train = [row(f'q{i}', i) for i in range(6)]
-  task = jsonl(**files([*train, row('held', 9)], [row('held', 9)]))
+  task = questions(**files([*train, row('held', 9)], [row('held', 9)]))
   passes = [[int(task.train(6 * e + i).answer) for i in range(6)] for e in range(4)]
   assert all(sorted(p) == list(range(6)) for p in passes)  # Without the held one.
   assert len({tuple(p) for p in passes}) > 1
-  again = jsonl(**files([*train, row('held', 9)], [row('held', 9)]))
+  again = questions(**files([*train, row('held', 9)], [row('held', 9)]))
   assert [int(again.train(i).answer) for i in range(18, 24)] == passes[3]
 
 
@@ -314,16 +314,28 @@ GOOD = json.dumps(row('q', 1)).encode()
     (GOOD.replace(b'"q"', b'"t"'), r'every question is also in'),
   ],
 )
-def test_jsonl_names_file_and_line(files, data, message):
+def test_questions_names_file_and_line(files, data, message):
   with pytest.raises(InputError, match=message):
-    jsonl(**files(data, [row('t', 1)]))
+    questions(**files(data, [row('t', 1)]))
 
 
-def test_jsonl_names_a_missing_file(files, tmp_path):
+def test_questions_as_messages_and_what_is_said_of_them(files):
+  asked = [{'role': 'user', 'content': 'how many eggs does Ann have'}]
+  train = [{'question': asked, 'answer': 1}, row('q', 2)]
+  paths = files(train, [row('How many eggs does Ann sell?', 3), row('r', 4)])
+  task = questions(**paths, contamination=5, limit=1, suffix='!')
+  assert asked in [task.train(i).messages for i in range(2)]
+  assert len(task.test) == 1
+  assert task.report[0] == '2 questions to train on, 1 held out.'
+  assert task.report[1].startswith('1 training prompts share 5 words')
+  assert questions(**files(train[:1], [row('x', 3)])).digest != task.digest
+
+
+def test_questions_names_a_missing_file(files, tmp_path):
   paths = files([row('q', 1)], [row('t', 1)])
   paths['test_path'] = str(tmp_path / 'none.jsonl')
   with pytest.raises(InputError, match=r'none\.jsonl: cannot be read: No such file'):
-    jsonl(**paths)
+    questions(**paths)
 
 
 def test_held_out_draws_do_not_share_randomness_between_indices():

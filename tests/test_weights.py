@@ -3,7 +3,9 @@
 import dataclasses
 import importlib.util
 import json
+import shutil
 import string
+import subprocess
 import sys
 
 import flax
@@ -12,6 +14,7 @@ import huggingface_hub
 import ml_dtypes
 import numpy as np
 import pytest
+import runs
 import safetensors.numpy
 import tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -253,6 +256,63 @@ class TestBadFolder:
     (folder / weights.INDEX).write_text(json.dumps(content))
     with pytest.raises(InputError, match='no weight_map'):
       weights.load(folder)
+
+
+LOAD = """
+import json, pathlib, re, sys
+import jax
+from jaxrl_llm import sharding
+from jaxrl_llm.models import pretrained
+
+def peak():  # Not ru_maxrss, which begins with that of the parent.
+  status = pathlib.Path('/proc/self/status').read_text()
+  return int(re.search(r'VmHWM:\\s*(\\d+) kB', status)[1]) * 2**10
+
+model, mesh = pretrained.load(sys.argv[1]), sharding.make_mesh()
+place = lambda path, shape: sharding.leaf_sharding(f'params/{path}', shape, mesh)
+before = peak()
+params = jax.block_until_ready(model.params(place))
+print(json.dumps([peak() - before, sum(x.nbytes for x in jax.tree.leaves(params))]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != 'linux', reason='reads /proc')
+@pytest.mark.parametrize('dtype', [np.float32, ml_dtypes.bfloat16])
+def test_peak_memory(tmp_path, dtype):
+  """Above the model: a stored tensor and, where the host is the device, its copy."""
+  config = dataclasses.replace(
+    CONFIG, vocab=1024, width=2048, layers=3, head_dim=64, mlp_width=16384
+  )
+  rng, folder = np.random.default_rng(0), tmp_path / 'model'
+  tree = {p: rng.random(s, np.float32) for p, s in weights.shapes(config).items()}
+  weights.save(
+    folder,
+    config_json.llama(config),
+    flax.traverse_util.unflatten_dict(tree),
+    tokenizer=pretrained.load('tiny').tokenizer,
+    shard_bytes=2**27,
+  )
+  try:
+    for file in folder.glob('*.safetensors'):
+      tensors = safetensors.numpy.load_file(file)
+      tensors = {name: x.astype(dtype) for name, x in tensors.items()}
+      safetensors.numpy.save_file(tensors, file)
+    done = subprocess.run(
+      [sys.executable, '-c', LOAD, str(folder)],
+      env=runs.environment(),
+      capture_output=True,
+      text=True,
+    )
+  finally:
+    shutil.rmtree(folder)
+  assert done.returncode == 0, done.stderr[-3000:]
+  peak, size = json.loads(done.stdout)
+  assert size == sum(x.nbytes for x in tree.values()) > 2**30
+  largest = tree['layers', 'up'][0].size
+  print(f'{(peak - size) / 2**20:.0f} MiB above {size / 2**20:.0f} MiB')
+  compiled = 96 * 2**20
+  assert peak - size < 2 * largest * np.dtype(dtype).itemsize + compiled
 
 
 class TestSave:

@@ -14,6 +14,15 @@ Messages = list[dict[str, Any]]  # role and content, as chat templates take them
 Prompt = Messages | str  # A string is plain text: no template is applied.
 
 
+class Steps(NamedTuple):
+  """A solution step by step. Only the last token of each step is marked."""
+
+  texts: Sequence[str]
+
+
+Completion = Messages | str | Steps
+
+
 class Ids(NamedTuple):
   """Token ids, and for each whether it is trained."""
 
@@ -25,7 +34,8 @@ class Coder(NamedTuple):
   """A tokenizer as functions."""
 
   prompt: Callable[[Prompt], list[int]]
-  completion: Callable[[Prompt, Messages | str], Ids]
+  completion: Callable[[Prompt, Completion], Ids]
+  merges: Callable[[Prompt, Completion], bool]  # Whether the two share a token.
   decode: Callable[[Sequence[int]], str]
 
 
@@ -36,15 +46,18 @@ def coder(tokenizer, stop_ids: Sequence[int]) -> Coder:
     tokenizer: of transformers.
     stop_ids: tokens that end a turn; the first ends one that the template leaves open.
   """
-  encode = lambda text: tokenizer.encode(text, add_special_tokens=False)
+  encode = following(tokenizer)
+  stops = {i: tokenizer.convert_ids_to_tokens(i) for i in stop_ids}
 
   def prompt(x: Prompt) -> list[int]:
     return plain(tokenizer, x) if isinstance(x, str) else encode_chat(tokenizer, x)
 
-  def completion(before: Prompt, after: Messages | str) -> Ids:
+  def completion(before: Prompt, after: Completion) -> Ids:
+    if isinstance(after, Steps):
+      return step_ends(encode, after.texts)
     if not isinstance(before, str):
       said = lambda messages, ask: render(tokenizer, messages, ask)
-      return turns(said, encode, before, as_messages(after), stop_ids)
+      return turns(said, encode, before, as_messages(after), stops)
     if not isinstance(after, str):
       raise InputError('the prompt is a string and the completion a list of messages.')
     tokens = encode(after)
@@ -52,8 +65,17 @@ def coder(tokenizer, stop_ids: Sequence[int]) -> Coder:
       raise InputError('the completion is empty.')
     return Ids([*tokens, stop_ids[0]], [1] * (len(tokens) + 1))
 
+  def joined(before: Prompt, after: Completion) -> bool:
+    if isinstance(after, Steps):
+      after = after.texts[0]
+    if not isinstance(before, str):
+      asked = render(tokenizer, before, True)
+      told = render(tokenizer, [*before, *as_messages(after)[:1]], False)
+      before, after = asked, rest(asked, told, 0)
+    return merges(tokenizer, before, after)
+
   decode = lambda ids: tokenizer.decode(ids, skip_special_tokens=True)
-  return Coder(prompt, completion, decode)
+  return Coder(prompt, completion, joined, decode)
 
 
 def as_messages(completion: Messages | str) -> Messages:
@@ -75,15 +97,60 @@ def plain(tokenizer, text: str) -> list[int]:
   return tokens or [eos if bos is None else bos]
 
 
-def turns(render, encode, before: Messages, after: Messages, stop_ids) -> Ids:
+def following(tokenizer) -> Callable[[str], list[int]]:
+  """A function from text that follows other text to ids.
+
+  SentencePiece puts a space before what it takes for the beginning of a text, so there
+  a newline goes before it, whose ids are then cut off.
+  """
+  encode = lambda text: tokenizer.encode(text, add_special_tokens=False)
+  line = encode('\n')
+  if encode('\na') == line + encode('a'):
+    return encode
+
+  def follow(text: str) -> list[int]:
+    found = encode('\n' + text)
+    return found[len(line) :] if found[: len(line)] == line else encode(text)
+
+  return follow
+
+
+def merges(tokenizer, prompt: str, completion: str) -> bool:
+  """Whether one encoding of both texts would put a token across their boundary.
+
+  So where a prompt ends in a space or within a word. Its ids are those that it has
+  alone, as at sampling, and the completion begins with tokens that are rare there.
+  """
+  encode = lambda text: tokenizer.encode(text, add_special_tokens=False)
+  apart = encode(prompt) + following(tokenizer)(completion)
+  return encode(prompt + completion) != apart
+
+
+def step_ends(encode, texts: Sequence[str]) -> Ids:
+  """Steps, each followed by a newline, whose last token is marked."""
+  tokens, mask = [], []
+  for text in texts:
+    step = [*encode(text), *encode('\n')]
+    tokens += step
+    mask += [0] * (len(step) - 1) + [1]
+  return Ids(tokens, mask)
+
+
+def turns(render, encode, before: Messages, after: Messages, stops) -> Ids:
   """What follows a prompt: assistants' words trained, up to their stop token.
 
   Ends with the last trained token. Other turns, and what the template puts between,
   are there but not trained.
 
+  Args:
+    render: (messages, whether to ask for an answer) to text.
+    encode: text that follows other text, to ids.
+    stops: token id to its text; the first ends a turn that the template leaves open.
+
   Raises:
     InputError: the last turn is not an assistant's; an assistant says nothing; the
-      template rewrites earlier turns, so that no boundary exists.
+      template leaves out what one says, or rewrites earlier turns, so that no boundary
+      exists.
   """
   if not after or after[-1].get('role') != 'assistant':
     raise InputError('the completion does not end with an assistant message.')
@@ -92,24 +159,38 @@ def turns(render, encode, before: Messages, after: Messages, stop_ids) -> Ids:
   for i, message in enumerate(after):
     if message.get('role') != 'assistant':
       continue
-    if not (message.get('content') or message.get('tool_calls')):
-      raise InputError('an assistant message is empty.')
     head = rest(done, render([*before, *after[:i]], True), i)
     words = rest(done + head, render([*before, *after[: i + 1]], False), i)
-    body = encode(words)
-    done += head
-    between = encode(head)
-    stops = [at for at, token in enumerate(body) if token in stop_ids]
-    if not stops:  # The template leaves turns open: they end with the last word.
-      body = encode(words.rstrip())
-      stops = [len(body)]
-      body += [stop_ids[0], *encode(words[len(words.rstrip()) :])]
-    tokens += [*between, *body]
-    chosen = stops[-1] + 1
-    mask += [0] * len(between) + [1] * chosen + [0] * (len(body) - chosen)
-    done = render([*before, *after[: i + 1]], False)
-  end = len(mask) - mask[::-1].index(1)
-  return Ids(tokens[:end], mask[:end])
+    # What a template writes after the stop token belongs to no turn; a sampler never
+    # gets there.
+    ends = [words.index(end) + len(end) for end in stops.values() if end in words]
+    words = words[: min(ends)] if ends else words.rstrip()
+    check_said(message, words, i)
+    between, chosen = encode(head), encode(words)
+    if not ends:
+      chosen = [*chosen, next(iter(stops))]
+    tokens += [*between, *chosen]
+    mask += [0] * len(between) + [1] * len(chosen)
+    done += head + words
+  return Ids(tokens, mask)
+
+
+def check_said(message: dict, words: str, turn: int) -> None:
+  """Refuses an assistant's message that is empty, or that `words` has not all of."""
+  squeezed = lambda text: ''.join(text.split())
+  found = [message.get(key) for key in ('content', 'reasoning_content')]
+  said = [squeezed(text) for text in found if isinstance(text, str)]
+  others = message.get('tool_calls') or any(
+    text and not isinstance(text, str) for text in found
+  )
+  if not any(said) and not others:
+    raise InputError('an assistant message is empty.')
+  if any(text not in squeezed(words) for text in said):
+    raise InputError(
+      f'the chat template leaves out something of message {turn} of the completion, '
+      f'of which it says {words[:80]!r}. It would not be learned; take it out of the '
+      'data, or set another tokenizer.chat_template.'
+    )
 
 
 def rest(start: str, whole: str, turn: int) -> str:

@@ -1,7 +1,7 @@
 """Training prompts that share a run of words with held-out ones."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from jaxrl_llm.data.chat import Prompt
 
@@ -21,19 +21,18 @@ def grams(text: str, n: int) -> set[tuple[str, ...]]:
   return {tuple(words[i : i + n]) for i in range(max(len(words) - n + 1, 1))}
 
 
-def shared(train: Sequence[str], test: Iterable[str], n: int) -> list[int]:
-  """Indices of the training texts that share n words in a row with a test text."""
+def shared(train: Iterable[str], test: Iterable[str], n: int) -> Iterable[str]:
+  """The training texts that have n words in a row in common with a test text."""
   seen: set[tuple[str, ...]] = set()
   for text in test:
     seen |= grams(text, n)
-  return [i for i, text in enumerate(train) if grams(text, n) & seen]
+  return (text for text in train if grams(text, n) & seen)
 
 
-def report(train: Sequence[str], test: Iterable[str], n: int) -> str:
+def report(train: Iterable[str], test: Iterable[str], n: int) -> str:
   """One line: how many, and an example."""
-  found = shared(train, test, n)
-  line = (
-    f'{len(found)} of {len(train)} training prompts share {n} words in a row with a '
-    'held-out prompt'
-  )
-  return f'{line}, for example {train[found[0]][:80]!r}.' if found else f'{line}.'
+  found, first = 0, ''
+  for text in shared(train, test, n):
+    found, first = found + 1, first or text
+  line = f'{found} training prompts share {n} words in a row with a held-out prompt'
+  return f'{line}, for example {first[:80]!r}.' if found else f'{line}.'

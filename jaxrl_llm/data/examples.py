@@ -1,12 +1,13 @@
 """Stored completions as a batch: demonstrations, pairs, rankings, labels."""
 
-from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from jaxrl_llm import types
-from jaxrl_llm.data.chat import Coder, Messages, Prompt
+from jaxrl_llm.data.chat import Coder, Completion, Ids, Prompt
 from jaxrl_llm.types import Batch, InputError
 
 
@@ -14,9 +15,10 @@ class Example(NamedTuple):
   """A prompt and its completions: (chosen, rejected), a ranking, or one alone."""
 
   prompt: Prompt
-  completions: Sequence[Messages | str]
+  completions: Sequence[Completion]
   reward: Sequence[float]  # Score or label of each completion.
   extra: Mapping[str, float] = {}
+  step_labels: Sequence[Sequence[float]] = ()  # Of each completion, where it has steps.
 
 
 class Data(NamedTuple):
@@ -26,6 +28,22 @@ class Data(NamedTuple):
   test: Sequence[Example]
   digest: str = ''  # Of every row; a resumed run must find the same.
   report: Sequence[str] = ()  # Lines to say before training.
+  parts: Sequence[tuple[int, float]] = ()  # Of a mixture: (size, weight), in order.
+
+
+class Coded(NamedTuple):
+  """An example as token ids, brought to length."""
+
+  prompt: list[int]
+  completions: Sequence[Ids]
+  cut: Sequence[bool]  # Which completions lost their end.
+  kept: bool  # Else the group is left out.
+  example: Example
+
+  @property
+  def size(self) -> int:
+    """Tokens of the prompt and of the longest completion."""
+    return len(self.prompt) + max(len(c.tokens) for c in self.completions)
 
 
 class Encoded(NamedTuple):
@@ -36,23 +54,16 @@ class Encoded(NamedTuple):
   cut: int
 
 
-Encode = Callable[[Sequence[Example]], Encoded]
-
 POLICIES = {
   'long_prompt': ('error', 'drop', 'cut'),
   'long_completion': ('cut', 'drop', 'error'),
 }
+NOTHING = Ids([0], [0])
 
 
-def encoder(
-  coder: Coder,
-  *,
-  max_prompt: int,
-  max_length: int,
-  long_prompt: str = 'error',
-  long_completion: str = 'cut',
-) -> Encode:
-  """Returns `encode(examples) -> Encoded`, for examples of one group size.
+@dataclasses.dataclass(frozen=True)
+class Encoder:
+  """Examples to a batch.
 
   A group that is left out stays in its place, with `valid` and `mask` 0.
 
@@ -63,36 +74,54 @@ def encoder(
     long_completion: 'cut' (its first tokens stay, it is `truncated` and has no stop
       token), 'drop' or 'error'. A group of which a completion has no trained token
       left is dropped.
+    bucket: a batch is as wide as its longest row, rounded up to so many tokens; 0 is
+      always max_prompt and max_length. Each width compiles once.
   """
-  for name, value in (
-    ('long_prompt', long_prompt),
-    ('long_completion', long_completion),
-  ):
-    if value not in POLICIES[name]:
-      raise InputError(f'config.data.{name}={value!r}; there are {POLICIES[name]}.')
 
-  def encode(examples: Sequence[Example]) -> Encoded:
-    groups = {len(e.completions) for e in examples}
-    if len(groups) != 1:
-      raise InputError(
-        f'Examples have {sorted(groups)} completions; every one needs the same number.'
-      )
-    rows = Rows((len(examples), groups.pop()), max_prompt, max_length)
-    for i, example in enumerate(examples):
-      prompt = coder.prompt(example.prompt)
-      found = [coder.completion(example.prompt, c) for c in example.completions]
-      over = (
-        too_long(len(prompt), max_prompt, long_prompt, 'prompt'),
-        too_long(
-          max(len(c.tokens) for c in found), max_length, long_completion, 'length'
-        ),
-      )
-      rows.put(i, prompt[-max_prompt:], found)
-      if any(over) or not all(any(c.mask[:max_length]) for c in found):
-        rows.drop(i)
-    return rows.encoded(examples)
+  coder: Coder
+  max_prompt: int
+  max_length: int
+  long_prompt: str = 'error'
+  long_completion: str = 'cut'
+  bucket: int = 0
 
-  return encode
+  def __post_init__(self):
+    for name, known in POLICIES.items():
+      if (value := getattr(self, name)) not in known:
+        raise InputError(f'config.data.{name}={value!r}; there are {known}.')
+
+  def __call__(self, examples: Sequence[Example]) -> Encoded:
+    """Examples of one group size as a batch."""
+    coded = [self.read(example) for example in examples]
+    return collate(coded, *self.widths(coded))
+
+  def read(self, example: Example) -> Coded:
+    """One example as token ids, or what is left of it."""
+    prompt = self.coder.prompt(example.prompt)
+    found = [self.coder.completion(example.prompt, c) for c in example.completions]
+    longest = max(len(c.tokens) for c in found)
+    over = (
+      too_long(len(prompt), self.max_prompt, self.long_prompt, 'prompt'),
+      too_long(longest, self.max_length, self.long_completion, 'length'),
+    )
+    cut = [len(c.tokens) > self.max_length for c in found]
+    found = [Ids(*(x[: self.max_length] for x in c)) for c in found]
+    if any(over) or not all(any(c.mask) for c in found):
+      return Coded(
+        prompt[:1], [NOTHING] * len(found), [False] * len(found), False, example
+      )
+    return Coded(prompt[-self.max_prompt :], found, cut, True, example)
+
+  def widths(self, coded: Sequence[Coded]) -> tuple[int, int]:
+    """Prompt and completion positions of a batch."""
+    if not self.bucket:
+      return self.max_prompt, self.max_length
+    rounded = lambda size, most: min(-(-size // self.bucket) * self.bucket, most)
+    longest = max(len(x.tokens) for c in coded for x in c.completions)
+    return (
+      rounded(max(len(c.prompt) for c in coded), self.max_prompt),
+      rounded(longest, self.max_length),
+    )
 
 
 def too_long(size: int, room: int, policy: str, what: str) -> bool:
@@ -107,48 +136,53 @@ def too_long(size: int, room: int, policy: str, what: str) -> bool:
   return size > room and policy == 'drop'
 
 
-class Rows:
-  """The arrays of a batch while it is filled."""
-
-  def __init__(self, shape: tuple[int, int], max_prompt: int, max_length: int):
-    n = shape[0]
-    self.prompts = np.zeros((n, max_prompt), np.int32)
-    self.prompt_length = np.ones(n, np.int32)
-    self.completions = np.zeros((*shape, max_length), np.int32)
-    self.mask = np.zeros((*shape, max_length), np.float32)
-    self.length = np.zeros(shape, np.int32)
-    self.truncated = np.zeros(shape, np.float32)
-    self.valid = np.ones(shape, np.float32)
-
-  def put(self, i: int, prompt: list[int], completions) -> None:
-    self.prompts[i, : len(prompt)] = prompt
-    self.prompt_length[i] = len(prompt)
-    room = self.mask.shape[-1]
-    for g, (tokens, mask) in enumerate(completions):
-      size = min(len(tokens), room)
-      self.completions[i, g, :size] = tokens[:size]
-      self.mask[i, g, :size] = mask[:size]
-      self.length[i, g] = size
-      self.truncated[i, g] = len(tokens) > room
-
-  def drop(self, i: int) -> None:
-    self.valid[i], self.mask[i] = 0.0, 0.0
-
-  def encoded(self, examples: Sequence[Example]) -> Encoded:
-    batch = types.make_batch(
-      self.prompts, self.prompt_length, self.completions, self.length
-    ).replace(
-      mask=self.mask,
-      valid=self.valid,
-      truncated=self.truncated,
-      reward=np.array([e.reward for e in examples], np.float32),
-      extra={
-        key: np.array([e.extra[key] for e in examples], np.float32)
-        for key in examples[0].extra
-      },
+def collate(coded: Sequence[Coded], prompt_width: int, width: int) -> Encoded:
+  """Rows of token ids as right-padded arrays."""
+  groups = {len(c.completions) for c in coded}
+  if len(groups) != 1:
+    raise InputError(
+      f'Examples have {sorted(groups)} completions; every one needs the same number.'
     )
-    cut = int((self.truncated * self.valid).sum())
-    return Encoded(batch, int((self.valid[:, 0] == 0).sum()), cut)
+  padded = lambda x, size: [*x, *[0] * (size - len(x))]
+  rows = lambda get: np.array(
+    [[padded(get(x), width) for x in c.completions] for c in coded]
+  )
+  kept = np.array([[float(c.kept)] * len(c.completions) for c in coded], np.float32)
+  cut = np.array([c.cut for c in coded], np.float32)
+  mask, names = rows(lambda x: x.mask).astype(np.float32), coded[0].example.extra
+  extra = {k: np.array([c.example.extra[k] for c in coded], np.float32) for k in names}
+  if coded[0].example.step_labels:
+    extra['step_label'] = np.zeros_like(mask)
+    for label, marked, c in zip(extra['step_label'], mask, coded):
+      for g, known in enumerate(c.example.step_labels):
+        ends = np.flatnonzero(marked[g])
+        label[g, ends] = known[: len(ends)]
+  batch = types.make_batch(
+    np.array([padded(c.prompt, prompt_width) for c in coded], np.int32),
+    np.array([len(c.prompt) for c in coded], np.int32),
+    rows(lambda x: x.tokens).astype(np.int32),
+    np.array([[len(x.tokens) for x in c.completions] for c in coded], np.int32),
+  ).replace(
+    mask=mask,
+    valid=kept,
+    truncated=cut,
+    reward=np.array([c.example.reward for c in coded], np.float32),
+    extra=extra,
+  )
+  return Encoded(batch, sum(not c.kept for c in coded), int(cut.sum()))
+
+
+def boundaries(coder: Coder, examples: Sequence[Example]) -> list[str]:
+  """A line to say where prompts end within a token of one encoding, else none."""
+  looked = [examples[i] for i in range(min(len(examples), 100))]
+  found = sum(any(coder.merges(e.prompt, c) for c in e.completions) for e in looked)
+  if not found:
+    return []
+  return [
+    f'{found} of the first {len(looked)} prompts end within a token, for example in a '
+    'space: their completions begin with tokens that are rare there. Move such an end '
+    'into the completions.'
+  ]
 
 
 def check_kind(batch: Batch, method: str) -> None:

@@ -2,14 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
 from jaxrl_llm import build
 from jaxrl_llm.data import contamination as overlap
 from jaxrl_llm.data.examples import Data, Example
-from jaxrl_llm.data.kinds import KINDS
+from jaxrl_llm.data.kinds import KINDS, check
 from jaxrl_llm.data.tables import open_table
 from jaxrl_llm.types import InputError
 
@@ -23,6 +23,7 @@ def files(
   columns: dict = {},
   as_chat: bool = False,
   limit: int = 0,
+  bad_rows: str = 'error',
   contamination: int = 0,
   seed: int = 0,
 ) -> Data:
@@ -35,6 +36,8 @@ def files(
     columns: our field name to theirs: {'prompt': 'question'}.
     as_chat: a prompt that is a string becomes a user message; else it is plain text.
     limit: rows of `path` to use at most; 0 is all.
+    bad_rows: 'error' stops at a row that does not fit, 'drop' leaves it out and says
+      how many there were.
     contamination: reports training prompts that share this many words in a row with
       a held-out prompt; 0 does not look.
     seed: of the choice of held-out rows.
@@ -48,21 +51,28 @@ def files(
   if convert is None:
     raise InputError(f'config.data.kind={kind!r}. {build.near(kind, KINDS)}')
   read = reader(convert, columns, as_chat)
-  train, digest = Examples(path, read, limit), hashlib.sha256()
-  prompts = train.visit(digest)
+  if bad_rows not in ('error', 'drop'):
+    raise InputError(f"config.data.bad_rows={bad_rows!r}; there are 'error', 'drop'.")
+  digest, report = hashlib.sha256(), []
+
+  def visited(path: str, limit: int = 0):
+    whole = Examples(path, read, limit)
+    keys, good, problem = whole.visit(digest, seed, strict=bad_rows == 'error')
+    if not good.all():
+      report.append(f'{path}: {(~good).sum()} rows are left out. First {problem}')
+    return whole.chosen(good), keys[good]
+
+  train, keys = visited(path, limit)
   if test_path:
-    test = Examples(test_path, read, 0)
-    held = test.visit(digest)
+    test, _ = visited(test_path)
   else:
-    held = held_out(prompts, test_size, seed)
-    test = train.chosen([i for i, p in enumerate(prompts) if p in held])
-    train = train.chosen([i for i, p in enumerate(prompts) if p not in held])
-    prompts = [p for p in prompts if p not in held]
+    held = held_out(keys, test_size)
+    train, test = train.chosen(~held), train.chosen(held)
   if not len(test):
     raise InputError('config.data: no held-out rows; give test_path or test_size.')
-  report = [f'{path}: {len(train)} examples to train on, {len(test)} held out.']
+  report.append(f'{path}: {len(train)} examples to train on, {len(test)} held out.')
   if contamination:
-    report.append(overlap.report(prompts, held, contamination))
+    report.append(overlap.report(prompts(train), prompts(test), contamination))
   return Data(train, test, digest.hexdigest(), report)
 
 
@@ -73,9 +83,8 @@ def reader(convert, columns: dict, as_chat: bool) -> Callable[[dict], Example]:
     if missing := [theirs for theirs in columns.values() if theirs not in row]:
       raise InputError(f'no field {missing[0]!r}; there are {", ".join(sorted(row))}.')
     taken = {our: row[theirs] for our, theirs in columns.items()}
-    example = convert(
-      {k: v for k, v in row.items() if k not in columns.values()} | taken
-    )
+    others = {k: v for k, v in row.items() if k not in columns.values()}
+    example = check(convert(others | taken))
     if as_chat and isinstance(example.prompt, str):
       asked = [{'role': 'user', 'content': example.prompt}]
       return example._replace(prompt=asked)
@@ -103,37 +112,59 @@ class Examples(Sequence):
     except InputError as error:
       raise InputError(f'{self.table.where(self.rows[index])}: {error}') from error
 
-  def chosen(self, rows: Sequence[int]) -> 'Examples':
+  def chosen(self, which: np.ndarray) -> 'Examples':
     """Those of some rows."""
-    return Examples(self.path, self.read, rows=self.rows[rows], table=self.table)
+    return Examples(self.path, self.read, rows=self.rows[which], table=self.table)
 
-  def visit(self, digest) -> list[str]:
-    """Reads every row once: the prompts' texts; `digest` takes in all of it."""
-    if not len(self):
-      raise InputError(f'{self.path}: no rows.')
-    prompts = []
+  def visit(self, digest, seed: int, *, strict: bool):
+    """Reads every row once, into `digest`.
+
+    Returns:
+      A key of each prompt [N] uint64, which rows fit [N] bool, and what is wrong with
+      the first that does not.
+
+    Raises:
+      InputError: no row fits, or one does not and `strict` is set.
+    """
+    keys, good = np.zeros(len(self), np.uint64), np.ones(len(self), bool)
+    problem = f'{self.path}: no rows.'
     for i in range(len(self)):
-      example = self[i]
+      try:
+        example = self[i]
+      except InputError as error:
+        if strict:
+          raise
+        problem, good[i] = problem if not good.all() else str(error), False
+        continue
       digest.update(json.dumps(example, sort_keys=True, default=str).encode())
-      prompts.append(overlap.words_of(example.prompt))
-    return prompts
+      keys[i] = key_of(example, seed)
+    if not good.any():
+      raise InputError(problem)
+    return keys, good, problem
 
 
-def held_out(prompts: Sequence[str], size: int, seed: int) -> set[str]:
-  """Prompts whose rows number at least `size`, by a hash: no order, no chance."""
-  rank = lambda p: hashlib.sha256(f'{seed}/{p}'.encode()).digest()
-  counts: dict[str, int] = {}
-  for p in prompts:
-    counts[p] = counts.get(p, 0) + 1
-  held, total = set(), 0
-  for p in sorted(counts, key=rank):
-    if total >= size:
-      break
-    held.add(p)
-    total += counts[p]
-  if size and len(held) == len(counts):
+def prompts(examples: Iterable[Example]) -> Iterable[str]:
+  return (overlap.words_of(example.prompt) for example in examples)
+
+
+def key_of(example: Example, seed: int) -> int:
+  """A number that says where a prompt stands in the draw of those to hold out."""
+  text = f'{seed}/{overlap.words_of(example.prompt)}'
+  return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
+
+
+def held_out(keys: np.ndarray, size: int) -> np.ndarray:
+  """Which rows to hold out, [N] bool: whole prompts, `size` rows or a little more.
+
+  Which prompts they are depends on the prompts alone, not on their order or number.
+  """
+  if not size:
+    return np.zeros(len(keys), bool)
+  distinct, counts = np.unique(keys, return_counts=True)
+  last = int(np.searchsorted(np.cumsum(counts), size))
+  if last >= len(distinct) - 1:
     raise InputError(
       f'config.data.test_size={size} would hold out every prompt; there are '
-      f'{len(counts)} in {len(prompts)} rows.'
+      f'{len(distinct)} in {len(keys)} rows.'
     )
-  return held
+  return keys <= distinct[last]

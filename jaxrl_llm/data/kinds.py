@@ -7,7 +7,7 @@ says what it needs. A kind is a name in a config: config.data.kind='pairs'.
 from collections.abc import Callable
 from typing import Any
 
-from jaxrl_llm.data.chat import Messages, Prompt
+from jaxrl_llm.data.chat import Messages, Prompt, Steps
 from jaxrl_llm.data.examples import Example
 from jaxrl_llm.types import InputError
 
@@ -108,10 +108,38 @@ def principles(row: Row) -> Example:
   return Example([*asked, answer, principle], (word,), (reward,))
 
 
+def steps(row: Row) -> Example:
+  """{prompt, completions: steps of one solution, labels: true, false or a number each}.
+
+  Batches have the labels in `extra['step_label']`, at each step's last token.
+  """
+  texts, given = listed(row, 'completions'), listed(row, 'labels')
+  if len(texts) != len(given):
+    raise InputError(f'there are {len(texts)} steps and {len(given)} labels.')
+  texts = [text({'completions': t}, 'completions') for t in texts]
+  values = [
+    number({'labels': float(x) if isinstance(x, bool) else x}, 'labels') for x in given
+  ]
+  return Example(prompt(row), (Steps(texts),), (0.0,), step_labels=(values,))
+
+
 KINDS: dict[str, Callable[[Row], Example]] = {
   f.__name__: f
-  for f in (demonstrations, pairs, hh, labels, rankings, ratings, principles)
+  for f in (demonstrations, pairs, hh, labels, rankings, ratings, principles, steps)
 }
+
+
+def check(example: Example) -> Example:
+  """Refuses a completion in which an assistant has no last word, or says nothing."""
+  for said in example.completions:
+    if isinstance(said, (str, Steps)):
+      continue
+    if not said or said[-1]['role'] != 'assistant':
+      raise InputError('a completion does not end with an assistant message.')
+    silent = lambda m: not (m.get('content') or m.get('tool_calls'))
+    if any(silent(m) for m in said if m['role'] == 'assistant'):
+      raise InputError('an assistant message is empty.')
+  return example
 
 
 # ---- Fields --------------------------------------------------------------------------

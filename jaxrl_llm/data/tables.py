@@ -3,8 +3,10 @@
 A table is a sequence of dicts. Opening one holds offsets, not rows.
 """
 
+import array
 import gzip
 import json
+import os
 import pathlib
 import shutil
 import tempfile
@@ -13,11 +15,15 @@ from typing import Any
 
 import numpy as np
 
+from jaxrl_llm import build
 from jaxrl_llm.types import InputError
 
 
 class JsonLines(Sequence):
-  """One JSON object a line; .gz is unpacked to a temporary file first."""
+  """One JSON object a line; .gz is unpacked to a temporary file first.
+
+  Held in memory: where each row stands. Threads may read at the same time.
+  """
 
   def __init__(self, path: str):
     self.path = path
@@ -26,23 +32,22 @@ class JsonLines(Sequence):
       self.file = unpacked(path) if path.endswith('.gz') else open(path, 'rb')  # noqa: SIM115
     except OSError as error:
       raise InputError(f'{path}: cannot be read: {error.strerror}.') from error
-    ends, lines, at = [], [], 0
+    spans, at = array.array('q'), 0
     for number, line in enumerate(self.file, 1):
       if line.strip():
-        ends.append(at)
-        lines.append(number)
+        spans.extend((at, len(line), number))
       at += len(line)
-    self.offsets, self.lines = np.array(ends, np.int64), np.array(lines, np.int64)
+    self.spans = np.array(spans, np.int64).reshape(-1, 3)
 
   def __len__(self) -> int:
-    return len(self.offsets)
+    return len(self.spans)
 
   def __getitem__(self, index: int) -> dict[str, Any]:
-    self.file.seek(self.offsets[index])
-    return parse(self.file.readline(), self.where(index))
+    at, size, _ = self.spans[index]
+    return parse(os.pread(self.file.fileno(), size, at), self.where(index))
 
   def where(self, index: int) -> str:
-    return f'{self.path}, line {self.lines[index]}'
+    return f'{self.path}, line {self.spans[index][2]}'
 
 
 class Rows(Sequence):
@@ -97,7 +102,9 @@ def open_table(path: str) -> Sequence:
 
   Args:
     path: a .jsonl, .jsonl.gz, .json (a list of objects) or .parquet file;
-      'tfds:NAME[:SPLIT[:DATA_DIR]]'; 'hf:NAME[:SPLIT]' for the `datasets` package.
+      'tfds:NAME[:SPLIT[:DATA_DIR]]'; 'hf:NAME[:SPLIT]' for the `datasets` package;
+      'python:PACKAGE.FUNCTION', which returns an iterable of dicts that ends: its rows
+      are held in memory.
 
   Raises:
     InputError: nothing is there, or it is of no known kind.
@@ -107,6 +114,8 @@ def open_table(path: str) -> Sequence:
     name, split, data_dir = (*rest.split(':', 2), '', '')[:3]
     load = from_tfds if kind == 'tfds' else from_hub
     return Rows(load(name, split or 'train', data_dir), path)
+  if kind == 'python' and '.' in rest:
+    return Rows(list(build.attribute('', rest, path)()), path)
   if path.endswith(('.jsonl', '.jsonl.gz')):
     return JsonLines(path)
   if not pathlib.Path(path).exists():
@@ -116,8 +125,8 @@ def open_table(path: str) -> Sequence:
   if path.endswith('.parquet'):
     return Rows(Parquet(path), path)
   raise InputError(
-    f'{path}: of no known kind; give .jsonl, .jsonl.gz, .json, .parquet, tfds:NAME or '
-    'hf:NAME.'
+    f'{path}: of no known kind; give .jsonl, .jsonl.gz, .json, .parquet, tfds:NAME, '
+    'hf:NAME or python:PACKAGE.FUNCTION.'
   )
 
 

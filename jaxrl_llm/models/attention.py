@@ -57,10 +57,9 @@ def masked(scores: Array, mask: Array, cap: float) -> Array:
   return jnp.where(mask, scores, -1e30)
 
 
-def near(positions: BGT, first: BGT, slots: int, window: Array) -> Array:
-  """Which slots lie inside the window: [B, G, T, slots] bool.
+def near(positions: BGT, there: BGT, window: Array) -> Array:
+  """Which slots, at positions `there`, lie inside the window: [B, G, T, S] bool.
 
-  Slot s is at position first + s; a token at p sees those after p - window.
+  A token at p sees those after p - window.
   """
-  there = first[..., None] + jnp.arange(slots)[None, None, None]
-  return positions[..., None] - there < window
+  return positions[..., None] - there[..., None, :] < window

@@ -125,19 +125,18 @@ class Block(nn.Module):
     c = self.config
     q, k, v = self.project(self.norm('attn_norm', x))
     q, k = (rotate(y, positions, per_layer) for y in (q, k))
-    kv, first = KV(k, v), positions[..., :1]
+    kv, there = KV(k, v), positions
     if cache is not None:
       write = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, index, 2)
-      kv, first = jax.tree.map(write, cache, kv), first - index
+      kv = jax.tree.map(write, cache, kv)
+      there = positions[..., :1] - index + jnp.arange(mask.shape[-1])[None, None]
     if prefix is not None:
       prefix_mask = prefix_mask[:, None, None]
     if any(c.windows):
-      mask &= attention.near(positions, first, mask.shape[-1], per_layer.window)
+      mask &= attention.near(positions, there, per_layer.window)
       if prefix is not None:
-        zero = jnp.zeros_like(first)
-        width = prefix_mask.shape[-1]
-        inside = attention.near(positions, zero, width, per_layer.window)
-        prefix_mask = prefix_mask & inside
+        slots = jnp.arange(prefix_mask.shape[-1])[None, None]
+        prefix_mask = prefix_mask & attention.near(positions, slots, per_layer.window)
     out = attention.attend(
       q * (c.query_scale or c.head_dim**-0.5),
       kv,

@@ -42,6 +42,15 @@ class Slot(NamedTuple):
   transpose: bool
 
 
+class View(NamedTuple):
+  """A tensor in a file, unread."""
+
+  file: Path
+  name: str
+  dtype: str
+  shape: Shape
+
+
 class Stored(NamedTuple):
   """A model on disk: everything but its numbers has been read and checked."""
 
@@ -117,16 +126,20 @@ def read(stored: Stored, place=lambda path, shape: None) -> Params:
       device.
   """
   tree, leaves = shapes(stored.config), {}
-  for name, parts in stored.due.items():
-    x = stored.read(name)
+
+  def put(x, parts):  # Its locals are gone before the next tensor is read.
     x = x.T if parts[0].transpose else x
     ends = np.cumsum([p.shape[-1] for p in parts])[:-1]
     for slot, piece in zip(parts, np.split(x, ends, -1), strict=True):
       if slot.path not in leaves:
         shape = tree[slot.path]
         leaves[slot.path] = sharding.zeros(shape, place('/'.join(slot.path), shape))
-      leaf = leaves.pop(slot.path)  # The step below takes its buffer.
-      leaves[slot.path] = sharding.write(leaf, piece.astype(np.float32), slot.index)
+      leaf = leaves.pop(slot.path)  # The step below takes its buffer, and widens.
+      leaf = sharding.write(leaf, piece, slot.index)
+      leaves[slot.path] = jax.block_until_ready(leaf)  # Or tensors queue up.
+
+  for name, parts in stored.due.items():
+    put(stored.read(name), parts)
   return flax.traverse_util.unflatten_dict({path: leaves[path] for path in tree})
 
 
@@ -147,14 +160,14 @@ def open_folder(folder: str | Path) -> Stored:
   config = config_json.decoder(values, folder / 'config.json')
   views = _named(_views(folder), config, values['model_type'])
   for name, view in views.items():
-    if view.get_dtype() not in DTYPES:
+    if view.dtype not in DTYPES:
       raise InputError(
-        f'{folder}: {name} is {view.get_dtype()}; this decoder reads '
+        f'{folder}: {name} is {view.dtype}; this decoder reads '
         f'{", ".join(DTYPES)}. Convert the checkpoint to one of them.'
       )
   due = slots(config, FAMILIES[values['model_type']].names)
-  check(due, {name: tuple(view.get_shape()) for name, view in views.items()}, folder)
-  return Stored(config, values, due, lambda name: views[name][:])
+  check(due, {name: view.shape for name, view in views.items()}, folder)
+  return Stored(config, values, due, lambda name: _numbers(views[name]))
 
 
 def in_memory(values: dict[str, Any], params: Params) -> Stored:
@@ -172,7 +185,9 @@ def load(folder: str | Path) -> tuple[DecoderConfig, Params]:
   return stored.config, read(stored)
 
 
-def _named(views: dict[str, Any], config: DecoderConfig, family: str) -> dict[str, Any]:
+def _named(
+  views: dict[str, View], config: DecoderConfig, family: str
+) -> dict[str, View]:
   """The tensors under the names of the family's table, without what is left out."""
   if family == 'gpt2' and not any(name.startswith('transformer.') for name in views):
     # The first GPT-2 files hold the inner model alone.
@@ -182,21 +197,39 @@ def _named(views: dict[str, Any], config: DecoderConfig, family: str) -> dict[st
   return {name: view for name, view in views.items() if name not in out}
 
 
-def _views(folder: Path) -> dict[str, Any]:
+def _views(folder: Path) -> dict[str, View]:
   """A view of every tensor in a folder's safetensors, by its name in the file."""
   at = _index(folder) if not (folder / FILE).exists() else None
   views = {}
   for file in sorted({FILE} if at is None else set(at.values())):
-    tensors = _open(folder / file)
-    names = set(tensors.keys())
+    found = _heads(folder / file)
+    names = found.keys()
     listed = names if at is None else {name for name in at if at[name] == file}
     if names != listed:
       raise InputError(
         f'{folder / INDEX} and {file} disagree about {min(names ^ listed)}. Download '
         'or save the model again.'
       )
-    views |= {name: tensors.get_slice(name) for name in names}
+    views |= found
   return views
+
+
+def _heads(file: Path) -> dict[str, View]:
+  """A view of every tensor in one file."""
+  with _open(file) as tensors:
+    slices = {name: tensors.get_slice(name) for name in list(tensors.keys())}
+    return {
+      name: View(file, name, x.get_dtype(), tuple(x.get_shape()))
+      for name, x in slices.items()
+    }
+
+
+def _numbers(view: View) -> np.ndarray:
+  """A tensor's copy. The file is opened for it alone: pages of one that stays open
+  would stay in memory beside the model.
+  """
+  with _open(view.file) as tensors:
+    return tensors.get_tensor(view.name)
 
 
 def _index(folder: Path) -> dict[str, str]:

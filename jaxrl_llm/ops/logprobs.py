@@ -23,7 +23,7 @@ def token_stats(
 
   Args:
     hidden: [B, G, T, D], the state before each token; kernel: [V, D].
-    tokens: [B, G, T] int32; temperature: [B, G].
+    tokens: [B, G, T] int32; temperature: [B, G] or [B, G, T].
     cap: logits become cap * tanh(logits / cap); 0 leaves them.
     chunk: tokens per piece, taken from every prompt so that each device keeps its
       share; at least one of each. Forward and backward hold [chunk, V] at a time.
@@ -32,7 +32,7 @@ def token_stats(
     logp, entropy: [B, G, T] float32.
   """
   b, g, t = tokens.shape
-  warmth = jnp.broadcast_to(temperature[..., None], tokens.shape)
+  warmth = jnp.broadcast_to(temperature.reshape(b, g, -1), tokens.shape)
   rows = (hidden.reshape(b, g * t, -1), tokens.reshape(b, -1), warmth.reshape(b, -1))
   width = min(max(chunk // b, 1), g * t)
   pad = -(g * t) % width

@@ -1,7 +1,7 @@
 """What a task is: questions to train on, questions held out, and a checker."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from jaxrl_llm.types import InputError
@@ -28,6 +28,8 @@ class Task(NamedTuple):
   train: Callable[[int], Record]
   test: tuple[Record, ...]
   check: Callable[[str, Record], float]
+  digest: str = ''  # Of every row that was read; a resumed run must find the same.
+  report: Sequence[str] = ()  # Lines to say before training.
 
 
 Draw = Callable[[random.Random, int], Record]  # (randomness, id) -> record.

@@ -1,0 +1,43 @@
+r"""GRPO on GSM8K's questions: the last number of an answer counts.
+
+  python experiments/train.py --config=configs/gsm8k_grpo.py \
+    --config.task.train_path=TRAIN --config.task.test_path=TEST
+
+TRAIN and TEST are GSM8K's own files (question, answer). SmolLM2-135M solves few
+of them, so on two CPU cores this shows that the path works; the README's table of real
+data has what was measured. A larger model on a pod:
+--config.model.name=Qwen/Qwen2.5-1.5B-Instruct --config.model.dtype=bfloat16
+--config.model.remat=full --config.source.prompts=64 --config.source.max_length=512.
+"""
+
+from ml_collections import config_dict
+
+from jaxrl_llm.default_config import default_config
+
+
+def get_config() -> config_dict.ConfigDict:
+  c = default_config('gsm8k_grpo', 'grpo')
+  c.steps = 20
+  c.plan.microbatches = 4
+  c.model.lora.rank = 16
+  c.optimizer.policy.update(learning_rate=1e-4, decay='linear')
+  c.evaluation = dict(every=20, batch=50)
+  c.task = dict(
+    name='questions',
+    train_path=config_dict.placeholder(str),
+    test_path=config_dict.placeholder(str),
+    limit=100,
+    contamination=13,
+    seed=0,
+  )
+  c.rewards = dict(correct=dict(name='checker', binary=True, weight=1.0))
+  c.source = dict(
+    name='on_policy',
+    prompts=4,
+    group=8,
+    limit=4,
+    max_prompt=200,
+    max_length=160,
+    temperature=1.0,
+  )
+  return c

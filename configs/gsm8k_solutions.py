@@ -1,0 +1,44 @@
+r"""KTO, or a reward model, on graded model solutions of GSM8K.
+
+  python experiments/train.py --config=configs/gsm8k_solutions.py:kto \
+    --config.data.path=FILE
+
+`:bradley_terry` in place of `:kto` trains a reward model on pairs of a right and a
+wrong solution of one question. FILE is GSM8K's example_model_solutions.jsonl: four
+graded solutions of each of 1,319 questions. LoRA on SmolLM2-135M-Instruct, two CPU
+cores; the README's table of real data has the result and the time. A larger model on a
+pod:
+--config.model.name=Qwen/Qwen2.5-1.5B-Instruct --config.model.dtype=bfloat16
+--config.model.remat=full --config.source.prompts=64.
+"""
+
+from ml_collections import config_dict
+
+from jaxrl_llm.default_config import adam, default_config, stored
+
+# A method's kind of data, the role that it trains, examples a batch, tokens a row.
+METHODS = {
+  'kto': ('labels', 'policy', 16, 512),
+  'bradley_terry': ('pairs', 'reward', 8, 704),
+}
+
+
+def get_config(method: str = 'kto') -> config_dict.ConfigDict:
+  c = default_config(f'gsm8k_solutions_{method}', method)
+  kind, role, prompts, width = METHODS[method]
+  c.steps = 30
+  c.plan.update(microbatches=prompts // 4, pack=width)
+  c.model.lora.rank = 16
+  c.optimizer = {role: adam(2e-4)}
+  c.optimizer[role].decay = 'linear'
+  c.evaluation = dict(every=30, batch=4)
+  c.source = stored(prompts, 160, 256)
+  c.data = dict(
+    name='solutions',
+    path=config_dict.placeholder(str),
+    kind=kind,
+    test_size=150,
+    long_prompt='drop',
+    long_completion='cut',
+  )
+  return c

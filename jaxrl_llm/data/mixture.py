@@ -1,0 +1,56 @@
+"""Several data sets as one, each with a weight: config.data.name='mixture'."""
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxrl_llm import build
+from jaxrl_llm.data.examples import Data, Example
+from jaxrl_llm.types import InputError
+
+
+def mixture(*, parts: dict) -> Data:
+  """Training examples drawn by weight; held-out examples of all parts, one by one.
+
+  Args:
+    parts: name to {name, weight, options of that data set}: a weight is a share of the
+      training examples, and weights need not sum to 1. A small part is repeated.
+  """
+  found, weights = {}, {}
+  for key, options in parts.items():
+    options, where = dict(options), f'config.data.parts.{key}'
+    weights[key] = float(options.pop('weight', 1.0))
+    if not weights[key] > 0:
+      raise InputError(f'{where}.weight={weights[key]}; a positive number is due.')
+    if 'name' not in options:
+      raise InputError(f'{where} has no name; give the name of a data set.')
+    load = build.find('jaxrl_llm.data', options.pop('name'), where)
+    found[key] = build.call(load, options, where)
+  if not found:
+    raise InputError('config.data.parts is empty; give at least one data set.')
+  digest = hashlib.sha256(repr([d.digest for d in found.values()]).encode())
+  return Data(
+    Joined([d.train for d in found.values()]),
+    Joined([d.test for d in found.values()]),
+    digest.hexdigest(),
+    [f'{key}: {line}' for key, d in found.items() for line in d.report],
+    [(len(d.train), weights[key]) for key, d in found.items()],
+  )
+
+
+class Joined(Sequence):
+  """Sequences one after the other."""
+
+  def __init__(self, parts: Sequence[Sequence[Example]]):
+    self.parts = parts
+    self.ends = np.cumsum([len(p) for p in parts])
+
+  def __len__(self) -> int:
+    return int(self.ends[-1])
+
+  def __getitem__(self, index: int) -> Example:
+    part = int(np.searchsorted(self.ends, index, side='right'))
+    if part == len(self.parts):
+      raise IndexError(index)
+    return self.parts[part][index - int(self.ends[part]) + len(self.parts[part])]

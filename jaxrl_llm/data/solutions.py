@@ -1,0 +1,70 @@
+"""GSM8K's example model solutions: four graded answers to each test question.
+
+The file is `example_model_solutions.jsonl` of https://github.com/openai/grade-school-math.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+
+import numpy as np
+
+from jaxrl_llm.data.examples import Data
+from jaxrl_llm.data.files import held_out, key_of
+from jaxrl_llm.data.kinds import KINDS, text
+from jaxrl_llm.data.tables import open_table
+from jaxrl_llm.types import InputError
+
+
+def solutions(
+  *, path: str, kind: str = 'labels', test_size: int = 500, seed: int = 0
+) -> Data:
+  """Labelled solutions, or pairs of a right and a wrong one of a question.
+
+  Args:
+    path: see tables.open_table.
+    kind: 'labels' (every solution, for KTO) or 'pairs' (every right one with every
+      wrong one of its question).
+    test_size: examples to hold out, at least; all of a question go together.
+    seed: of the choice of held-out questions.
+  """
+  expand = {'labels': labelled, 'pairs': paired}.get(kind)
+  if expand is None:
+    raise InputError(f"solutions: kind is 'labels' or 'pairs', not {kind!r}.")
+  table, found, digest = open_table(path), [], hashlib.sha256()
+  for i in range(len(table)):
+    digest.update(json.dumps(table[i], sort_keys=True).encode())
+    try:
+      found += [KINDS[kind](row) for row in expand(table[i])]
+    except InputError as error:
+      raise InputError(f'{table.where(i)}: {error}') from error
+  held = held_out(np.array([key_of(e, seed) for e in found], np.uint64), test_size)
+  train = [e for e, out in zip(found, held) if not out]
+  test = [e for e, out in zip(found, held) if out]
+  report = [f'{path}: {len(train)} {kind} to train on, {len(test)} held out.']
+  return Data(train, test, digest.hexdigest(), report)
+
+
+def graded(row: dict) -> Iterator[tuple[str, bool]]:
+  """A row's solutions and whether each is right."""
+  for name, value in row.items():
+    if name in ('question', 'ground_truth'):
+      continue
+    if not isinstance(value, dict) or not isinstance(value.get('is_correct'), bool):
+      raise InputError(f'{name!r} is no object {{solution, is_correct: a boolean}}.')
+    yield text(value, 'solution'), value['is_correct']
+
+
+def labelled(row: dict) -> Iterator[dict]:
+  prompt = [{'role': 'user', 'content': text(row, 'question')}]
+  for solution, right in graded(row):
+    yield {'prompt': prompt, 'completion': solution, 'label': right}
+
+
+def paired(row: dict) -> Iterator[dict]:
+  prompt = [{'role': 'user', 'content': text(row, 'question')}]
+  found = list(graded(row))
+  for chosen, right in found:
+    for rejected, also in found:
+      if right and not also:
+        yield {'prompt': prompt, 'chosen': chosen, 'rejected': rejected}

@@ -1,0 +1,76 @@
+"""The reference's log-probs of stored completions: scored once and kept in a file.
+
+The reference is the policy at its birth, so a run that has the scores needs no second
+model. A file that is there is read, so that a resumed run sees the same numbers.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from jaxrl_llm.data.examples import Data, Encoder, Example
+from jaxrl_llm.forward import Forward
+from jaxrl_llm.sources import Drawn, Source
+from jaxrl_llm.types import Batch, State
+
+
+class Scores:
+  """Log-probs of the training and held-out examples, [N, G, T] each; 0 until `fill`."""
+
+  def __init__(self, forward: Forward, data: Data, encode: Encoder, place, batch: int):
+    self.splits = {'train': data.train, 'test': data.test}
+    self.digest, self.encode, self.batch = data.digest[:8], encode, batch
+    self.found = {k: np.broadcast_to(np.float32(0), self.shape(k)) for k in self.splits}
+    read = lambda state, batch: forward(state.params, state.frozen, batch, ('logp',))
+    self.logp: Callable[[State, Batch], jax.Array] = jax.jit(
+      lambda state, batch: read(state, batch).logp
+    )
+    self.place = place
+
+  def shape(self, split: str) -> tuple[int, int, int]:
+    examples = self.splits[split]
+    return len(examples), len(examples[0].completions), self.encode.max_length
+
+  def fill(self, folder: Path, state: State, say: Callable[[str], None]) -> None:
+    """Reads the scores from `folder`, or computes them with the policy of `state`."""
+    folder.mkdir(exist_ok=True)
+    for split, examples in self.splits.items():
+      path = folder / f'{split}-{self.digest}.npy'
+      if not path.exists():
+        say(f'The reference scores {len(examples)} {split} examples, once.')
+        partial = path.with_suffix('.partial')
+        out = np.lib.format.open_memmap(partial, 'w+', np.float32, self.shape(split))
+        self.write(out, state, examples)
+        out.flush()
+        os.replace(partial, path)
+      self.found[split] = np.load(path, mmap_mode='r')
+
+  def write(self, out: np.ndarray, state: State, examples: Sequence[Example]) -> None:
+    for start in range(0, len(examples), self.batch):
+      rows = range(start, min(start + self.batch, len(examples)))
+      filled = [examples[rows[i % len(rows)]] for i in range(self.batch)]
+      batch = self.encode(filled).batch
+      logp = np.asarray(self.logp(state, self.place(batch)))
+      inside = np.arange(logp.shape[-1]) < batch.length[..., None]
+      out[rows.start : rows.stop, :, : logp.shape[-1]] = np.where(inside, logp, 0.0)[
+        : len(rows)
+      ]
+
+  def into(self, batch: Batch, split: str) -> Batch:
+    """The batch with its reference's log-probs, found by `prompt_id`."""
+    width, found = batch.completions.shape[-1], self.found[split]
+    rows = np.minimum(batch.prompt_id, len(found) - 1)  # Filling has no row.
+    return batch.replace(ref_logp=np.asarray(found[rows, :, :width]))
+
+
+def scored(source: Source, scores: Scores) -> Source:
+  """Adds the reference's log-probs to batches of training examples."""
+
+  def with_reference(state: State, step: int) -> Drawn:
+    drawn = source(state, step)
+    return drawn._replace(batch=scores.into(drawn.batch, 'train'))
+
+  return with_reference

@@ -1,0 +1,121 @@
+"""Questions and their answers from two tables, as GSM8K has them."""
+
+import functools
+import hashlib
+import json
+from typing import Any
+
+import numpy as np
+
+from jaxrl_llm.data import contamination as overlap
+from jaxrl_llm.data.tables import open_table
+from jaxrl_llm.rewards import extract as extraction
+from jaxrl_llm.rewards import numbers
+from jaxrl_llm.rewards.numeric import gold
+from jaxrl_llm.tasks import records
+from jaxrl_llm.tasks.records import Record, Task
+from jaxrl_llm.types import InputError
+
+
+def questions(
+  *,
+  train_path: str,
+  test_path: str,
+  question: str = 'question',
+  answer: str = 'answer',
+  extract: str = 'last_number',
+  seed: int = 0,
+  system: str = '',
+  suffix: str = '',
+  limit: int = 0,
+  contamination: int = 0,
+) -> Task:
+  """A row has a question and its numeric answer, or text that ends in '#### number'.
+
+  Training questions whose text is a test question are left out. Training goes through
+  the rows again and again, each time in another order drawn from `seed`; a record's id
+  is its row, its reference text stays in `extra['reference']`.
+
+  Args:
+    train_path, test_path: see tables.open_table.
+    question, answer: the fields that hold them. A question is a string or messages, to
+      which `system` and `suffix` are not added.
+    extract: where the answer stands in a completion, a name of rewards/extract.py.
+    limit: test questions to use at most, the first ones; 0 is all.
+    contamination: reports training questions that share this many words in a row with
+      a test question; 0 does not look.
+
+  Raises:
+    InputError: names the file and line of what cannot be read.
+  """
+  find, digest = extraction.by_name(extract), hashlib.sha256()
+
+  def record(row: dict[str, Any], number: int) -> Record:
+    digest.update(json.dumps(row, sort_keys=True, default=str).encode())
+    reference = field(row, answer)
+    asked = row.get(question)
+    if not (isinstance(asked, list) and asked):
+      asked = records.chat(field(row, question), system=system, suffix=suffix)
+    return Record(number, asked, gold(reference), {'reference': reference})
+
+  test = read(test_path, record)
+  test = test[:limit] if limit else test
+  held = {records.question(r) for r in test}
+  train = [r for r in read(train_path, record) if records.question(r) not in held]
+  if not train:
+    raise InputError(
+      f'{train_path}: every question is also in {test_path}; give other questions.'
+    )
+
+  def check(text: str, record: Record) -> float:
+    return float(numbers.equal(record.answer, find(text)))
+
+  report = [f'{len(train)} questions to train on, {len(test)} held out.']
+  if contamination:
+    texts = lambda rows: map(records.question, rows)
+    report.append(overlap.report(texts(train), texts(test), contamination))
+  return Task(
+    'questions', cycle(train, seed), tuple(test), check, digest.hexdigest(), report
+  )
+
+
+def read(path: str, convert) -> list[Record]:
+  """Every row of a table as a record."""
+  table, found = open_table(path), []
+  for i in range(len(table)):
+    try:
+      found.append(convert(table[i], i))
+    except InputError as error:
+      where = table.where(i)
+      said = str(error)
+      raise InputError(said if where in said else f'{where}: {said}') from error
+  if not found:
+    raise InputError(f'{path}: no line holds anything; give at least one question.')
+  return found
+
+
+def cycle(train: list[Record], seed: int):
+  """Index -> record: all of them in each pass, in an order of that pass's own."""
+
+  @functools.lru_cache(maxsize=2)
+  def order(epoch: int) -> np.ndarray:
+    return np.random.default_rng((seed, epoch)).permutation(len(train))
+
+  def record(index: int) -> Record:
+    epoch, at = divmod(int(index), len(train))
+    return train[order(epoch)[at]]
+
+  return record
+
+
+def field(row: dict[str, Any], name: str) -> str:
+  """The field's text; a number counts as text."""
+  value = row.get(name)
+  if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+    raise InputError(
+      f'field {name!r} is {type(value).__name__ if name in row else "missing"}; its '
+      f'fields are {sorted(row)}. Name the right one with question= or answer=.'
+    )
+  if not str(value).strip():
+    raise InputError(f'field {name!r} is empty.')
+  return str(value)

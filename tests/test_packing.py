@@ -1,0 +1,188 @@
+"""AT-44: rows packed behind each other say what padded rows say."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxrl_llm import build, forward, packing, types
+from jaxrl_llm.models.config import DecoderConfig
+from jaxrl_llm.models.decoder import Decoder, causal
+from jaxrl_llm.step import make_update_step
+from jaxrl_llm.types import InputError, State
+
+B, G, P, T, V, D = 4, 2, 5, 6, 13, 16
+WIDTH = 24
+CONFIG = DecoderConfig(
+  vocab=V, width=D, layers=2, heads=4, kv_heads=2, mlp_width=24, head_dim=4
+)
+WINDOWED = dataclasses.replace(CONFIG, windows=(3, 0))
+NEEDS = ('logp', 'entropy', 'value', 'score', 'token_score', 'attributes')
+
+
+def tree(scores, seed):
+  zero = jnp.zeros((1, 1, 1), jnp.int32)
+  made = Decoder(CONFIG, scores=scores).init(
+    jax.random.key(seed), zero, zero, causal(1)
+  )['params']
+  made = jax.tree.map(lambda x: x if (x == 1).all() else 10 * x, made)
+  if scores:
+    made['scores'] = jax.random.normal(jax.random.key(seed), (D, scores))
+  return made
+
+
+@functools.cache
+def params():
+  return {'policy': tree(0, 1), 'critic': tree(1, 2), 'reward': tree(3, 3)}
+
+
+def example(own=False):
+  """Ragged; one token is not the policy's; `own`: every row has its own prompt."""
+  rng = np.random.default_rng(0)
+  draw = lambda *shape: rng.integers(0, V, shape).astype(np.int32)
+  batch = types.make_batch(
+    draw(B, P),
+    np.array([5, 1, 2, 3], np.int32),
+    draw(B, G, T),
+    rng.integers(1, T + 1, (B, G)).astype(np.int32),
+  )
+  batch.mask[0, 0, 0] = 0.0
+  warmth = rng.uniform(0.5, 2.0, (B, G)).astype(np.float32)
+  batch = batch.replace(
+    temperature=warmth, reward=np.array([[1.0, -1.0]] * B, np.float32)
+  )
+  if own:
+    lengths = rng.integers(1, P + 1, (B, G)).astype(np.int32)
+    batch = batch.replace(row_prompt=draw(B, G, P), row_prompt_length=lengths)
+  return batch
+
+
+def network(config):
+  return forward.make_forward(
+    {
+      'policy': Decoder(config),
+      'critic': Decoder(config, scores=1),
+      'reward': Decoder(config, scores=3),
+      'ref': Decoder(config),
+    }
+  )
+
+
+def said(see, params, batch):
+  """Every sensor where it means something."""
+  out = see(params, {}, batch, NEEDS)
+  inside = jnp.arange(T)[None, None] < batch.length[..., None]
+  tokens = ('logp', 'entropy', 'value', 'token_score')
+  return [jnp.where(inside, getattr(out, n), 0.0) for n in tokens] + [
+    out.score,
+    out.attributes,
+  ]
+
+
+def close(got, want):
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5, rtol=2e-5), got, want
+  )
+
+
+@pytest.mark.parametrize(
+  ('config', 'own'), [(CONFIG, True), (WINDOWED, False)], ids=['own', 'windowed']
+)
+def test_every_sensor_and_its_gradient(config, own):
+  see, batch = network(config), example(own)
+
+  def weighted(params, batch):
+    found = said(see, params, batch)
+    weigh = lambda i, x: jnp.sum(x * jnp.sin(i + jnp.arange(x.size).reshape(x.shape)))
+    return sum(weigh(i, x) for i, x in enumerate(found)), found
+
+  both = jax.jit(jax.grad(weighted, has_aux=True))
+  laid = packing.pack(batch, WIDTH)
+  assert laid.layout.source.shape[1] < B * (G if own else 1)
+  close(both(params(), laid), both(params(), batch))
+
+
+def test_a_neighbour_changes_nothing():
+  """AT-44: the same lengths, other tokens in all but one group."""
+  see, batch = network(WINDOWED), packing.pack(example(), WIDTH)
+  rng = np.random.default_rng(1)
+  other = batch.replace(
+    prompts=np.concatenate([batch.prompts[:1], rng.integers(0, V, (B - 1, P))]),
+    completions=np.concatenate(
+      [batch.completions[:1], rng.integers(0, V, (B - 1, G, T))]
+    ),
+  )
+  first = lambda batch: [x[0] for x in said(see, params(), batch)]
+  jax.tree.map(np.testing.assert_array_equal, first(other), first(batch))
+
+
+def updated(name, batch, microbatches):
+  method = build.method(name)
+  needs = (*method.needs, *method.prepare_needs, *method.measure_needs)
+  roles = forward.roles(needs)
+  tx = optax.sgd(1.0)
+  trained = {r: params()[r] for r in sorted(roles['params'])}
+  zero = jnp.int32(0)
+  frozen = {'ref': tree(0, 9)} if roles['frozen'] else {}
+  key = jax.random.key(0)
+  state = State(zero, zero, zero, trained, tx.init(trained), frozen, {}, key)
+  step = make_update_step(network(CONFIG), tx, method, microbatches=microbatches)
+  state, metrics = jax.jit(step)(state, batch)
+  return state.params, {k: v for k, v in metrics.items() if np.ndim(v) == 0}
+
+
+@pytest.mark.parametrize('name', ['sft', 'kto', 'ppo'])
+def test_an_update(name):
+  """Loss, metrics and parameters after it, in two microbatches."""
+  batch = example()
+  if name in ('sft', 'kto'):
+    alone = lambda x: x[:, :1] if x.shape[1:2] == (G,) else x
+    batch = jax.tree.map(alone, batch)
+    batch = batch.replace(reward=np.array([[1.0], [-1.0]] * 2, np.float32))
+  laid = packing.pack(batch, WIDTH, microbatches=2)
+  close(updated(name, laid, 2), updated(name, batch, 2))
+
+
+# ---- The plan ------------------------------------------------------------------------
+
+
+def test_first_fit_the_longest_first():
+  assert packing.bins([3, 5, 2, 6], 8) == [[3, 2], [1, 0]]
+
+
+def test_rows_by_hand():
+  """Prompt of 2, completions of 2 and 1: slots p p a a b."""
+  batch = types.make_batch(
+    np.array([[7, 8, 0]], np.int32),
+    np.array([2], np.int32),
+    np.array([[[1, 2, 0, 0], [3, 0, 0, 0]]], np.int32),
+    np.array([[2, 1]], np.int32),
+  )
+  plan = jax.tree.map(lambda x: x[0].tolist(), packing.pack(batch, 6).layout)
+  assert plan.source == [[0, 1, 3, 4, 7, 0]]
+  assert plan.position == [[0, 1, 2, 3, 2, 0]]
+  assert plan.group == [[1, 1, 1, 1, 1, 0]]
+  assert plan.branch == [[0, 0, 1, 1, 2, 0]]
+  assert plan.before == [[1, 2, 1, 0]]
+  assert plan.at == [[2, 3, 4, 0]]
+  assert plan.back == [[[0, 1, 0, 0], [2, 0, 0, 0]]]
+
+
+def test_rows_are_a_multiple_of_the_devices():
+  laid = packing.pack(example(), WIDTH, shards=4).layout
+  assert laid.source.shape == (1, 4, WIDTH)
+
+
+def test_too_long_a_group():
+  with pytest.raises(InputError, match=r'18 tokens and config\.plan\.pack is 12'):
+    packing.bins([3, 18], 12)
+
+
+def test_a_layout_that_does_not_fit_the_plan():
+  batch = packing.pack(example(), WIDTH, microbatches=2)
+  with pytest.raises(InputError, match='packed in 2 pieces'):
+    updated('dpo', batch, 4)
