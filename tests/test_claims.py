@@ -3,28 +3,35 @@
 import importlib.util
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
+SPEC = importlib.util.spec_from_file_location(
+  'claims_run', ROOT / 'experiments/claims/run.py'
+)
+runner = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(runner)
 CLAIMS = sorted((ROOT / 'experiments/claims').glob('[0-9]*'))
 
 
 def load(folder: Path):
-  spec = importlib.util.spec_from_file_location(folder.name, folder / 'run.py')
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module, json.loads((folder / 'result.json').read_text())
+  return runner.load(folder), json.loads((folder / 'result.json').read_text())
 
 
 @pytest.mark.parametrize('folder', CLAIMS, ids=lambda p: p.name)
 def test_a_claim_is_complete_and_its_verdict_follows(folder):
   names = {p.name for p in folder.iterdir()}
-  assert {'claim.md', 'run.py', 'result.json', 'curve.csv', 'figure.png'} <= names
-  module, result = load(folder)
-  assert result['verdict'] == module.verdict(result)
-  assert set(result['arms']) == set(module.ARMS)
+  assert {'claim.md', 'claim.py', 'result.json', 'curve.csv', 'figure.png'} <= names
+  claim, result = load(folder)
+  assert result['verdict'] == claim.verdict(result)
+  assert set(result['arms']) == set(claim.ARMS)
+  text = (ROOT / 'README.md').read_text()
+  name = folder.name.split('_', 1)[1]
+  shown = re.search(rf'<!-- {name} -->\n(.*?)\n<!-- /{name} -->', text, re.S)
+  assert shown.group(1) == claim.table(result)
 
 
 def test_a_verdict_can_fail():
@@ -39,8 +46,39 @@ def test_a_verdict_can_fail():
   assert judge(0.1, 0.2) == 'not reproduced'
 
 
-def test_the_readme_shows_the_result():
-  module, result = load(ROOT / 'experiments/claims/001_quickstart')
-  text = (ROOT / 'README.md').read_text()
-  shown = re.search(r'<!-- quickstart -->\n(.*?)\n<!-- /quickstart -->', text, re.S)
-  assert shown.group(1) == module.table(result)
+def test_what_the_real_data_must_show():
+  """A reward model no better than length, or a loss that rose, is told."""
+  claim, _ = load(ROOT / 'experiments/claims/002_real_data')
+  arm = lambda low, loss: {
+    'before': {'eval/loss': 1.0},
+    'after': {'eval/low': low, 'eval/longer': 0.3, 'eval/loss': loss},
+  }
+  judge = lambda low, loss: claim.holds(
+    {'arms': {name: arm(low, loss) for name in claim.ARMS}}
+  )
+  assert judge(0.71, 0.9) == {'bt': True, 'dpo': True, 'sft': True, 'kto': True}
+  assert judge(0.69, 1.1) == {'bt': False, 'dpo': True, 'sft': False, 'kto': False}
+
+
+def test_the_runner_runs_an_arm(tmp_path, monkeypatch):
+  """Flags filled in; result and curve written from the run's own records."""
+  folder = tmp_path / '000_toy'
+  folder.mkdir()
+  (folder / 'claim.py').write_text(TOY)
+  monkeypatch.setattr(runner, 'HERE', tmp_path)
+  flags = ['run.py', '--only=000_toy', f'--workdir={tmp_path}/runs', '--put', 'n=2']
+  monkeypatch.setattr(sys, 'argv', flags)
+  monkeypatch.setenv('PYTHONPATH', str(ROOT))
+  runner.main()
+  result = json.loads((folder / 'result.json').read_text())
+  assert result['verdict'] == 'none' and result['arms']['a']['steps'] == 2
+  assert (folder / 'curve.csv').read_text().startswith('arm,step,split,loss\na,0,eval')
+  assert (folder / 'figure.png').exists()
+
+
+TOY = """
+ARMS = {'a': ['--config=configs/toy.py:sft', '--config.steps={n}']}
+HELD_OUT, CURVE, FIGURE = ('eval/loss',), ('loss',), 'a'
+verdict = lambda result: 'none'
+table = lambda result: ''
+"""

@@ -1,0 +1,42 @@
+"""The quickstart on three seeds, and once without KL. About eleven minutes an arm."""
+
+CONFIG = '--config=configs/quickstart.py'
+ARMS = {
+  'seed0': [CONFIG, '--config.seed=0'],
+  'seed1': [CONFIG, '--config.seed=1'],
+  'seed2': [CONFIG, '--config.seed=2'],
+  'no_kl_seed0': [CONFIG, '--config.seed=0', '--config.method.beta=0.0'],
+}
+HELD_OUT = ('eval/accuracy', 'eval/low', 'eval/high')
+CURVE = ('reward', 'kl_ref', 'length', *HELD_OUT)
+FIGURE = 'seed0'
+
+
+def verdict(result: dict) -> str:
+  """'reproduced' if on every seed the intervals before and after do not overlap."""
+  seeds = [a for name, a in result['arms'].items() if name.startswith('seed')]
+  apart = [a['after']['eval/low'] > a['before']['eval/high'] for a in seeds]
+  if all(apart):
+    return 'reproduced'
+  return 'direction only' if any(apart) else 'not reproduced'
+
+
+def table(result: dict) -> str:
+  """The README's table: an arm a line."""
+  percent = lambda m: (
+    f'{100 * m["eval/accuracy"]:.1f} % '
+    f'[{100 * m["eval/low"]:.1f}, {100 * m["eval/high"]:.1f}]'
+  )
+  rows = [
+    '| run | held-out accuracy before | after | completions |',
+    '|---|---|---|---|',
+  ]
+  for arm, a in result['arms'].items():
+    words = (
+      arm.replace('_', ' ').replace('seed', 'seed ').replace('no kl', 'without KL,')
+    )
+    rows.append(
+      f'| {words} | {percent(a["before"])} | {percent(a["after"])} | '
+      f'{a["rollouts"]:.0f} |'
+    )
+  return '\n'.join(rows)
