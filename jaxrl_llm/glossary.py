@@ -24,7 +24,7 @@ GLOSSARY: dict[str, str] = {
   'value_loss': 'Half the squared error of the critic, clipped, per token.',
   'nll': 'Negative log-likelihood: nats per token, or per pair for a reward model.',
   'margin': 'Mean logit by which the chosen completion beats the rejected one.',
-  'accuracy': 'Share of pairs whose chosen completion scores above the rejected one.',
+  'accuracy': 'Share of pairs whose chosen completion scores higher; a tie is half.',
   'reward_chosen': 'Mean implicit reward, beta log pi / ref, of chosen completions.',
   'reward_rejected': 'Mean implicit reward, beta log pi / ref, of rejected ones.',
   'odds_loss': 'Negative log-sigmoid of the log odds ratio, per pair.',

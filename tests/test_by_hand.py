@@ -397,3 +397,10 @@ def test_wide_margins_are_finite(name, size):
   value, slope = jax.value_and_grad(at)(margins)
   assert np.isfinite(value)
   assert np.isfinite(slope).all()
+
+
+def test_a_tie_is_half_a_win():
+  """Margins 2, -1, 0, 3 with weights .4, .3, .2, 0: .4 + .1 of .9."""
+  margin, weight = jnp.array([2.0, -1.0, 0.0, 3.0]), jnp.array([0.4, 0.3, 0.2, 0.0])
+  total, whole = metrics.wins(margin, weight)
+  assert (float(total), float(whole)) == pytest.approx((0.5, 0.9))

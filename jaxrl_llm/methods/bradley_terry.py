@@ -23,7 +23,7 @@ def bradley_terry(*, center: float = 0.0, l2: float = 0.0) -> Method:
     return jnp.sum(w * (nll + drift)), {
       'nll': metrics.average(nll, w),
       'margin': metrics.average(logit, w),
-      'accuracy': metrics.average((logit > 0).astype(w.dtype), w),
+      'accuracy': metrics.wins(logit, w),
     }
 
   return Method(loss, ('score',))

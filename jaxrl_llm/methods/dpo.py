@@ -22,7 +22,7 @@ def dpo(*, beta: float = 0.1, label_smoothing: float = 0.0) -> Method:
     w = batch.prompt_weight
     return jnp.sum(w * nll), {
       'margin': metrics.average(logit, w),
-      'accuracy': metrics.average((logit > 0).astype(w.dtype), w),
+      'accuracy': metrics.wins(logit, w),
       'reward_chosen': metrics.average(beta * h[:, 0], w),
       'reward_rejected': metrics.average(beta * h[:, 1], w),
     }

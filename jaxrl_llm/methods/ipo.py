@@ -22,7 +22,7 @@ def ipo(*, tau: float = 0.1, average: bool = True) -> Method:
     w = batch.prompt_weight
     return jnp.sum(w * jnp.square(h - 1 / (2 * tau))), {
       'margin': metrics.average(h, w),
-      'accuracy': metrics.average((h > 0).astype(w.dtype), w),
+      'accuracy': metrics.wins(h, w),
     }
 
   return Method(loss, ('logp', 'ref_logp'))

@@ -24,7 +24,7 @@ def orpo(*, lam: float = 0.1) -> Method:
     return jnp.sum(w * (nll + lam * odds_loss)), {
       'nll': metrics.average(nll, w),
       'odds_loss': metrics.average(odds_loss, w),
-      'accuracy': metrics.average((odds > 0).astype(w.dtype), w),
+      'accuracy': metrics.wins(odds, w),
     }
 
   return Method(loss, ('logp',))

@@ -22,7 +22,7 @@ def simpo(*, beta: float = 2.0, gamma: float = 1.0) -> Method:
     w = batch.prompt_weight
     return -jnp.sum(w * jax.nn.log_sigmoid(logit)), {
       'margin': metrics.average(logit, w),
-      'accuracy': metrics.average((logit > -gamma).astype(w.dtype), w),
+      'accuracy': metrics.wins(logit + gamma, w),
     }
 
   return Method(loss, ('logp',))

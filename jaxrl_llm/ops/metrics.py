@@ -11,6 +11,11 @@ def average(x: Array, weight: Array) -> tuple[Array, Array]:
   return jnp.sum(x * weight), jnp.sum(weight)
 
 
+def wins(margin: Array, weight: Array) -> tuple[Array, Array]:
+  """The weighted share of margins above 0, as a pair; a margin of 0 is half a win."""
+  return average((1 + jnp.sign(margin)) / 2, weight)
+
+
 def is_max(name: str) -> bool:
   """Whether a metric reduces by max; its value is then a scalar, not a pair."""
   return name.startswith('max/')
