@@ -16,20 +16,20 @@ from jaxrl_llm.default_config import adam, default_config, stored
 
 def get_config() -> config_dict.ConfigDict:
   c = default_config('gsm8k_sft', 'sft')
-  c.steps = 30
-  c.plan.update(microbatches=4, pack=512)
+  c.steps = 25
+  c.plan.update(microbatches=2, pack=384)
   c.model.lora.rank = 16
   c.optimizer = dict(policy=adam(2e-4))
   c.optimizer.policy.decay = 'linear'
-  c.evaluation = dict(every=30, batch=8)
-  c.source = stored(16, 160, 256)
+  c.evaluation = dict(every=25, batch=8)
+  c.source = stored(8, 160, 160)
   c.data = dict(
     name='files',
     path=config_dict.placeholder(str),
     kind='demonstrations',
     columns=dict(prompt='question', completion='answer'),
     as_chat=True,
-    test_size=100,
+    test_size=80,
     long_prompt='drop',
     long_completion='cut',
   )

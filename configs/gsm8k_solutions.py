@@ -16,28 +16,25 @@ from ml_collections import config_dict
 
 from jaxrl_llm.default_config import adam, default_config, stored
 
-# A method's kind of data, the role that it trains, examples a batch, tokens a row.
-METHODS = {
-  'kto': ('labels', 'policy', 16, 512),
-  'bradley_terry': ('pairs', 'reward', 8, 704),
-}
+# A method's kind of data, the role that it trains, and tokens a row.
+METHODS = {'kto': ('labels', 'policy', 384), 'bradley_terry': ('pairs', 'reward', 512)}
 
 
 def get_config(method: str = 'kto') -> config_dict.ConfigDict:
   c = default_config(f'gsm8k_solutions_{method}', method)
-  kind, role, prompts, width = METHODS[method]
-  c.steps = 30
-  c.plan.update(microbatches=prompts // 4, pack=width)
+  kind, role, width = METHODS[method]
+  c.steps = 25
+  c.plan.update(microbatches=2, pack=width)
   c.model.lora.rank = 16
   c.optimizer = {role: adam(2e-4)}
   c.optimizer[role].decay = 'linear'
-  c.evaluation = dict(every=30, batch=4)
-  c.source = stored(prompts, 160, 256)
+  c.evaluation = dict(every=25, batch=4)
+  c.source = stored(8, 160, 160)
   c.data = dict(
     name='solutions',
     path=config_dict.placeholder(str),
     kind=kind,
-    test_size=150,
+    test_size=80,
     long_prompt='drop',
     long_completion='cut',
   )

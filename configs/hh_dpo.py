@@ -18,17 +18,17 @@ from jaxrl_llm.default_config import adam, default_config, stored
 def get_config() -> config_dict.ConfigDict:
   c = default_config('hh_dpo', 'dpo')
   c.steps = 30
-  c.plan.update(microbatches=4, pack=512)
+  c.plan.update(microbatches=2, pack=320)
   c.model.lora.rank = 16
   c.optimizer = dict(policy=adam(1e-4))
   c.optimizer.policy.decay = 'linear'
   c.evaluation = dict(every=30, batch=8)
-  c.source = stored(16, 192, 96)
+  c.source = stored(8, 160, 64)
   c.data = dict(
     name='files',
     path=config_dict.placeholder(str),
     kind='hh',
-    test_size=150,
+    test_size=120,
     bad_rows='drop',
     long_prompt='drop',
     long_completion='cut',

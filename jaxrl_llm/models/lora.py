@@ -117,17 +117,7 @@ def load(
       shape.
   """
   folder = Path(folder)
-  said = fields.read_json(folder / CONFIG)
-  for key, value in {'peft_type': 'LORA', 'bias': 'none', 'use_dora': False}.items():
-    if said.get(key, value) != value:
-      raise InputError(
-        f'{folder / CONFIG}: {key} is {said[key]!r}; only {value!r} loads.'
-      )
-  for key in ('rank_pattern', 'alpha_pattern', 'modules_to_save', 'use_rslora'):
-    if said.get(key):
-      raise InputError(
-        f'{folder / CONFIG}: {key} is {said[key]!r}, which is not supported.'
-      )
+  said = adapter_config(folder / CONFIG)
   try:
     tensors = safetensors.numpy.load_file(folder / FILE)
   except (OSError, safetensors.SafetensorError) as e:
@@ -157,6 +147,18 @@ def load(
       f'{folder / FILE} adapts {min(tensors)}, which this decoder cannot.'
     )
   return lora, {'layers': tree}
+
+
+def adapter_config(path: Path) -> dict:
+  """PEFT's description of adapters of the one kind that loads."""
+  said = fields.read_json(path)
+  for key, value in {'peft_type': 'LORA', 'bias': 'none', 'use_dora': False}.items():
+    if said.get(key, value) != value:
+      raise InputError(f'{path}: {key} is {said[key]!r}; only {value!r} loads.')
+  for key in ('rank_pattern', 'alpha_pattern', 'modules_to_save', 'use_rslora'):
+    if said.get(key):
+      raise InputError(f'{path}: {key} is {said[key]!r}, which is not supported.')
+  return said
 
 
 def _module(row: Names) -> str:

@@ -1,0 +1,187 @@
+"""What a run learns from and is measured on: a source and an evaluation."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from jaxrl_llm import build, forward, packing, reference, sharding, sources, step
+from jaxrl_llm.data import chat, examples, order
+from jaxrl_llm.evaluate import held_out, stored
+from jaxrl_llm.models import pretrained
+from jaxrl_llm.rewards import combine
+from jaxrl_llm.rollout.sampler import make_sampler
+from jaxrl_llm.types import InputError, State
+
+# Columns of the sample table, which a reward part cannot be called.
+RESERVED = ('prompt', 'completion', 'reward', 'step', 'split')
+
+
+class Feed(NamedTuple):
+  """Batches to learn from, and what is held out."""
+
+  source: sources.Source
+  evaluate: Callable[[State], held_out.Held]
+  data: examples.Data  # Its digest and report; of a task nothing else.
+  scores: reference.Scores | None = None  # To fill before the first batch.
+
+
+def questions(config, decoder, model, text, mesh) -> Feed:
+  """Completions sampled and scored, and greedy held-out accuracy."""
+  task_options = config.task.to_dict()
+  name = task_options.pop('name')
+  task = build.call(
+    build.find('jaxrl_llm.tasks', name, 'config.task.name'),
+    task_options,
+    f'config.task ({name})',
+  )
+  s = config.source
+  stops = pretrained.stop_ids(model.tokenizer)
+  sampler = lambda group: make_sampler(
+    decoder, group=group, max_length=s.max_length, stop_ids=stops
+  )
+  rows = lambda arrays: sharding.put_batch(arrays, mesh)
+  source = sources.on_policy(
+    sample=sampler(s.group),
+    policy=forward.policy,
+    text=text,
+    record=task.train,
+    reward=make_reward(config, task),
+    prompts=s.prompts,
+    temperature=s.temperature,
+    place=rows,
+  )
+  if s.name == 'until_mixed':
+    source = sources.until_mixed(source, prompts=s.prompts, limit=s.limit)
+  elif s.name != 'on_policy':
+    raise InputError(
+      f'config.source.name={s.name!r}. '
+      + build.near(s.name, ('on_policy', 'until_mixed'))
+    )
+  batch = rounded(config.evaluation.batch, mesh)
+  score = held_out.make_held_out(sampler(1), text, task, batch=batch, place=rows)
+  found = examples.Data((), (), task.digest, task.report)
+  return Feed(source, lambda state: score(forward.policy(state)), found)
+
+
+def make_reward(config, task):
+  """config.rewards, part by part, as one weighted sum."""
+  parts = {}
+  for key, options in config.rewards.to_dict().items():
+    where = f'config.rewards.{key}'
+    if key in RESERVED:
+      raise InputError(f'{where}: the sample table has a column {key!r}; rename it.')
+    if not isinstance(options, dict) or 'name' not in options:
+      raise InputError(f'{where}={options!r}; give name=..., weight=... and options.')
+    factory = build.find('jaxrl_llm.rewards', options.pop('name'), where)
+    weight = options.pop('weight', 1.0)
+    if 'task' in build.signature(factory):
+      options['task'] = task
+    parts[key] = (weight, build.call(factory, options, where))
+  return combine.weighted(parts)
+
+
+def completions(config, see, method, model, mesh) -> Feed:
+  """Stored completions, and the method's metrics on held-out ones."""
+  data, encode = load_data(config, model)
+  source = sources.ahead(stored_source(config, data, encode, mesh))
+  packed = packer(config, mesh, whole=True) if config.plan.get('pack') else lambda b: b
+  place = lambda batch: sharding.put_batch(packed(batch), mesh)
+  batch, known, scores = rounded(config.evaluation.batch, mesh), place, None
+  if config.source.get('cache_reference'):
+    scores = reference.Scores(see, data, encode, place, batch)
+    source = reference.scored(source, scores)
+    known = lambda batch: place(scores.into(batch, 'test'))
+  measure = stored.make_stored(
+    step.make_measure(see, method), data.test, encode, batch=batch, place=known
+  )
+  return Feed(source, measure, data, scores)
+
+
+def load_data(config, model) -> tuple[examples.Data, examples.Encoder]:
+  """The data set that config.data names, and how it becomes batches."""
+  options = config.data.to_dict()
+  name = options.pop('name')
+  policies = {k: options.pop(k) for k in examples.POLICIES if k in options}
+  load = build.find('jaxrl_llm.data', name, 'config.data.name')
+  data = build.call(load, options, f'config.data ({name})')
+  coder = chat.coder(model.tokenizer, pretrained.stop_ids(model.tokenizer))
+  s = config.source
+  encode = examples.Encoder(
+    coder,
+    max_prompt=s.max_prompt,
+    max_length=s.max_length,
+    bucket=s.get('bucket', 0),
+    **policies,
+  )
+  report = [*data.report, *examples.boundaries(coder, data.train)]
+  return data._replace(report=report), encode
+
+
+def stored_source(config, data, encode, mesh) -> sources.Source:
+  """Batches of a data set's training examples, in the order of config.seed."""
+  s = config.source
+  parts = data.parts or [(len(data.train), 1.0)]
+  index = order.shuffled(parts, s.prompts, config.seed)
+  if encode.bucket:
+    size = lambda i: encode.read(data.train[i]).size
+    index = order.by_length(index, size, config.seed)
+  return sources.dataset(
+    examples=data.train,
+    encode=encode,
+    prompts=s.prompts,
+    index=index,
+    share=sharding.host_rows(s.prompts, mesh),
+    check=lambda batch: examples.check_kind(batch, config.method.name),
+  )
+
+
+def rounded(batch: int, mesh) -> int:
+  """Up to where it divides over the devices."""
+  shards = sharding.shards(mesh)
+  return -(-batch // shards) * shards
+
+
+# ---- The plan of a batch -------------------------------------------------------------
+
+
+def laid_out(source: sources.Source, config, mesh) -> sources.Source:
+  """What config.plan asks for beside the rows: their order, or their packing."""
+  u = config.plan
+  source = planned(source, u.epochs) if u.minibatches > 1 else source
+  return rows_packed(source, packer(config, mesh)) if u.get('pack') else source
+
+
+def packer(config, mesh, whole: bool = False):
+  """config.plan.pack as a function of a batch: in microbatches, or as a whole."""
+  u = config.plan
+  if u.minibatches > 1:
+    raise InputError('config.plan: packing takes minibatches=1; set that, or pack=0.')
+  pieces = 1 if whole else u.microbatches
+  return lambda batch: packing.pack(
+    batch, u.pack, microbatches=pieces, shards=sharding.shards(mesh)
+  )
+
+
+def rows_packed(source: sources.Source, packed) -> sources.Source:
+  """Adds the layout of each batch."""
+
+  def with_layout(state: State, step: int) -> sources.Drawn:
+    drawn = source(state, step)
+    return drawn._replace(batch=packed(drawn.batch))
+
+  return with_layout
+
+
+def planned(source: sources.Source, epochs: int) -> sources.Source:
+  """Adds the host's order of prompts for each epoch, from (root key, step) alone."""
+
+  def with_order(state: State, step: int) -> sources.Drawn:
+    drawn = source(state, step)
+    rng = np.random.default_rng([*np.asarray(jax.random.key_data(state.key)), step])
+    n = drawn.batch.prompts.shape[0]
+    order = np.stack([rng.permutation(n) for _ in range(epochs)], 1)
+    return drawn._replace(batch=drawn.batch.replace(order=order.astype(np.int32)))
+
+  return with_order
