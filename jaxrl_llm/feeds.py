@@ -1,5 +1,6 @@
 """What a run learns from and is measured on: a source and an evaluation."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -94,7 +95,12 @@ def completions(config, see, method, model, mesh) -> Feed:
     source = reference.scored(source, scores)
     known = lambda batch: place(scores.into(batch, 'test'))
   measure = stored.make_stored(
-    step.make_measure(see, method), data.test, encode, batch=batch, place=known
+    step.make_measure(see, method),
+    functools.partial(step.weigh, method=method),
+    data.test,
+    encode,
+    batch=batch,
+    place=known,
   )
   return Feed(source, measure, data, scores)
 

@@ -42,6 +42,8 @@ GLOSSARY: dict[str, str] = {
   'eval/accuracy': 'Share of held-out answers wholly right; of pairs, as above.',
   'eval/low': 'Lower end of its 95 % Wilson interval.',
   'eval/high': 'Upper end of its 95 % Wilson interval.',
+  'eval/dropped': 'Held-out groups left out for a prompt or completion too long.',
+  'eval/cut': 'Held-out completions cut to the room they have.',
   'eval/longer': 'Share of held-out pairs whose chosen completion is the longer one.',
   'eval/score': 'Mean held-out score, partial credit included.',
   'eval/length': 'Mean length of a held-out answer, in tokens.',

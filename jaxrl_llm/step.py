@@ -14,6 +14,7 @@ from jaxrl_llm.types import Batch, Method, Metrics, Outputs, State
 
 # Per-token fields: masked slots are replaced by 0 before any method sees them.
 PER_TOKEN = ('behavior_logp', 'old_logp', 'ref_logp', 'old_value')
+WEIGHTS = ('weight', 'seq_weight', 'prompt_weight')
 SENSED = ('logp', 'entropy', 'value', 'token_score', 'ref_logp')
 
 
@@ -118,17 +119,22 @@ def live(method: Method) -> tuple[str, ...]:
 
 
 def make_measure(forward: Forward, method: Method):
-  """Returns `measure(state, batch) -> metrics`: the loss's pairs, nothing moved."""
+  """Returns `measure(state, batch) -> metrics`: the loss's pairs, nothing moved.
+
+  A batch that is a piece of a larger one has its weights already. The pairs of all
+  pieces add up.
+  """
   names = {n for n in (*method.needs, *method.prepare_needs) if n in OBSERVED}
 
   def measure(state: State, batch: Batch) -> dict:
     types.check(batch)
     batch = observe(forward, state, clean(batch), names)
-    batch = weigh(prepare(method, state, batch)[1], method)
+    given = {n: x for n in WEIGHTS if (x := getattr(batch, n)) is not None}
+    batch = weigh(prepare(method, state, batch)[1], method).replace(**given)
     batch = couple(forward, method, state, batch, 1)
     out = sense(forward, state.params, state.frozen, batch, live(method))
     loss, metrics = method.loss(out, batch)
-    return metrics | {'loss': (loss, jnp.float32(1))}
+    return metrics | {'loss': (loss, batch.seq_weight.sum())}
 
   return measure
 

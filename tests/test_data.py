@@ -5,6 +5,8 @@ import json
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pyarrow
 import pytest
@@ -610,3 +612,29 @@ def test_layouts_change_no_number(tmp_path, option):
     train.main(c, str(tmp_path / f'run{on}'))
     found[on] = runs.records(tmp_path / f'run{on}')
   same(found[False], found[True])
+
+
+@pytest.mark.parametrize('method', ['sft', 'dpo'])
+def test_held_out_metrics_do_not_depend_on_the_batch(tmp_path, method):
+  """Unequal lengths, one row too long, the last batch filled up."""
+  kind = {'sft': 'demonstrations', 'dpo': 'pairs'}[method]
+  words = lambda i: {'completion': 'abcde'[: 1 + i % 5]}
+  if method == 'dpo':
+    words = lambda i: {'chosen': 'abcde'[: 1 + i % 5], 'rejected': 'vwxyz'[: 1 + i % 3]}
+  rows = [{'prompt': 'q' if i % 5 else 'q' * 9, **words(i)} for i in range(30)]
+  rows = [row | {'prompt': f'{i}{row["prompt"]}'} for i, row in enumerate(rows)]
+  path, found = write(tmp_path, rows), []
+  for batch in (3, 8):
+    c = data_config(path, kind, method, test_size=11)
+    c.data.long_prompt = 'drop'
+    c.evaluation.batch = batch
+    run = train.assemble.assemble(c)
+    moved = jax.tree.map(
+      lambda x: x + 0.01 * jnp.sin(jnp.arange(x.size)).reshape(x.shape),
+      run.state.params,
+    )
+    found.append(run.evaluate(run.state.replace(params=moved)).metrics)
+  assert found[0] == pytest.approx(found[1], rel=1e-5)
+  assert found[0]['eval/dropped'] > 0
+  if method == 'sft':
+    assert found[0]['eval/loss'] == pytest.approx(found[0]['eval/nll'], rel=1e-6)

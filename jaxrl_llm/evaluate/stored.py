@@ -1,18 +1,22 @@
 """A method's own metrics on held-out examples, in batches."""
 
+import functools
 from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
 
-from jaxrl_llm.data.examples import Encoder, Example
+from jaxrl_llm.data.examples import Encoded, Encoder, Example
 from jaxrl_llm.evaluate import accuracy
 from jaxrl_llm.evaluate.held_out import Held
 from jaxrl_llm.ops import metrics as metrics_lib
+from jaxrl_llm.step import WEIGHTS
+from jaxrl_llm.types import Batch
 
 
 def make_stored(
   measure,
+  weigh,
   examples: Sequence[Example],
   encode: Encoder,
   *,
@@ -21,55 +25,78 @@ def make_stored(
 ) -> Callable:
   """Returns `evaluate(state) -> Held`.
 
-  A batch counts by the groups it has; a share named accuracy gets its 95 % Wilson
-  interval over all groups.
+  Every example has the weight that it has in a minibatch of all, whatever `batch` is. A
+  share named accuracy gets its 95 % Wilson interval over the groups.
 
   Args:
     measure: see step.make_measure.
-    encode: see examples.Encoder.
+    weigh: writes the weights of a minibatch (step.weigh).
     batch: groups at once; the last batch is filled up and the filling is not valid.
     place: puts a batch on the devices.
   """
   measure = jax.jit(measure)
+  starts = range(0, len(examples), batch)
+
+  @functools.cache
+  def whole() -> Batch:
+    """All held-out rows' mask and weights, on the host."""
+    found = [numbered(encode, examples, start, batch).batch for start in starts]
+    wide = [(0, 0), (0, 0)]
+    mask = [x.mask * x.valid[..., None] for x in found]
+    mask = [np.pad(m, [*wide, (0, encode.max_length - m.shape[2])]) for m in mask]
+    return jax.device_get(weigh(found[0].replace(mask=np.concatenate(mask))))
 
   def evaluate(state) -> Held:
-    sums: dict[str, list] = {}
-    for start in range(0, len(examples), batch):
-      index = range(start, min(start + batch, len(examples)))
-      rows = encode([examples[index[i % len(index)]] for i in range(batch)]).batch
-      inside = (np.arange(batch) < len(index))[:, None]
-      valid = (rows.valid * inside).astype(np.float32)
-      ids = np.arange(start, start + batch, dtype=np.int32)
-      rows = rows.replace(valid=valid, prompt_id=ids)
-      groups = float(valid[:, 0].sum())
-      found = jax.device_get(metrics_lib.finish(measure(state, place(rows))))
-      found = {f'eval/{name}': x for name, x in found.items()}
-      if valid.shape[1] == 2:
-        found['eval/longer'] = longer(rows.length, valid[:, 0])
-      for name, x in found.items():
-        sums.setdefault(name, []).append((float(x), groups))
-    return Held(summary(sums), [])
+    totals: list[dict] = []
+    pairs: list[tuple[float, float]] = []
+    counts = {'eval/dropped': 0.0, 'eval/cut': 0.0}
+    for start in starts:
+      rows, dropped, cut = numbered(encode, examples, start, batch)
+      mine, width = slice(start, start + batch), rows.mask.shape[2]
+      weights = {k: getattr(whole(), k)[mine] for k in WEIGHTS}
+      weights['weight'] = weights['weight'][..., :width]
+      totals.append(jax.device_get(measure(state, place(rows.replace(**weights)))))
+      if rows.valid.shape[1] == 2:
+        pairs.append(longer(rows.length, rows.valid[:, 0]))
+      counts['eval/dropped'] += dropped
+      counts['eval/cut'] += cut
+    if pairs:
+      ahead, count = np.sum(pairs, 0)
+      counts['eval/longer'] = float(ahead / max(count, 1.0))
+    groups = int((whole().prompt_weight > 0).sum())
+    return Held(summary(totals, groups) | counts, [])
 
   return evaluate
 
 
-def longer(length: np.ndarray, valid: np.ndarray) -> float:
-  """Share of valid pairs [B, 2] whose first completion is the longer; a tie is half."""
+def numbered(
+  encode: Encoder, examples: Sequence[Example], start: int, batch: int
+) -> Encoded:
+  """Examples from `start` on, filled up to a batch; the filling is not valid."""
+  index = range(start, min(start + batch, len(examples)))
+  rows, dropped, cut = encode([examples[i] for i in index])
+  short = batch - len(index)
+  fill = lambda x: np.concatenate([x, np.repeat(x[:1], short, 0)])
+  rows = jax.tree.map(fill, rows)
+  rows.valid[len(index) :] = 0.0
+  ids = np.arange(start, start + batch, dtype=np.int32)
+  return Encoded(rows.replace(prompt_id=ids), dropped, cut)
+
+
+def longer(length: np.ndarray, valid: np.ndarray) -> tuple[float, float]:
+  """How many valid pairs have the longer completion first, a tie being half, of how
+  many: `length` [B, 2], `valid` [B].
+  """
   ahead = (1 + np.sign(length[:, 0] - length[:, 1])) / 2
-  return float((ahead * valid).sum() / max(valid.sum(), 1.0))
+  return float((ahead * valid).sum()), float(valid.sum())
 
 
-def summary(sums: dict[str, list]) -> dict[str, float]:
-  """Batches' values and sizes as one number each."""
-  found = {}
-  for name, pairs in sums.items():
-    values, sizes = np.array(pairs).T
-    if metrics_lib.is_max(name.removeprefix('eval/')):
-      found[name] = float(values.max())
-    else:
-      found[name] = float((values * sizes).sum() / max(sizes.sum(), 1.0))
-  if 'eval/accuracy' in sums:
-    n = int(sum(size for _, size in sums['eval/accuracy']))
-    right = min(max(found['eval/accuracy'], 0.0), 1.0) * n
-    found['eval/low'], found['eval/high'] = accuracy.wilson(right, n)
+def summary(totals: Sequence[dict], groups: int) -> dict[str, float]:
+  """Batches' (sum, weight) pairs as one number each."""
+  stacked = jax.tree.map(lambda *x: np.stack(x), *totals)
+  found = metrics_lib.finish(metrics_lib.reduce(stacked))
+  found = {f'eval/{name}': float(x) for name, x in found.items()}
+  if 'eval/accuracy' in found:
+    right = min(max(found['eval/accuracy'], 0.0), 1.0) * groups
+    found['eval/low'], found['eval/high'] = accuracy.wilson(right, groups)
   return found
