@@ -11,7 +11,7 @@ model on a pod: --config.model.name=Qwen/Qwen2.5-1.5B --config.model.dtype=bfloa
 
 from ml_collections import config_dict
 
-from jaxrl_llm.default_config import adam, default_config, stored
+from jaxrl_llm.default_config import adam, default_config, files, stored
 
 
 def get_config() -> config_dict.ConfigDict:
@@ -23,14 +23,6 @@ def get_config() -> config_dict.ConfigDict:
   c.optimizer.policy.decay = 'linear'
   c.evaluation = dict(every=25, batch=8)
   c.source = stored(8, 160, 160)
-  c.data = dict(
-    name='files',
-    path=config_dict.placeholder(str),
-    kind='demonstrations',
-    columns=dict(prompt='question', completion='answer'),
-    as_chat=True,
-    test_size=80,
-    long_prompt='drop',
-    long_completion='cut',
-  )
+  columns = 'prompt=question,completion=answer'
+  c.data = files('demonstrations', columns=columns, as_chat=True, test_size=80)
   return c

@@ -12,7 +12,7 @@ accuracy of the implicit reward and the time. A larger model on a pod:
 
 from ml_collections import config_dict
 
-from jaxrl_llm.default_config import adam, default_config, stored
+from jaxrl_llm.default_config import adam, default_config, files, stored
 
 
 def get_config() -> config_dict.ConfigDict:
@@ -24,13 +24,5 @@ def get_config() -> config_dict.ConfigDict:
   c.optimizer.policy.decay = 'linear'
   c.evaluation = dict(every=30, batch=8)
   c.source = stored(8, 160, 64)
-  c.data = dict(
-    name='files',
-    path=config_dict.placeholder(str),
-    kind='hh',
-    test_size=120,
-    bad_rows='drop',
-    long_prompt='drop',
-    long_completion='cut',
-  )
+  c.data = files('hh', test_size=120, bad_rows='drop')
   return c

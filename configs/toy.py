@@ -7,18 +7,7 @@ demonstrations of the same.
 
 from ml_collections import config_dict
 
-from jaxrl_llm.default_config import adam, default_config, stored
-
-# Which stored completions a method learns from; the others sample their own.
-KINDS = {
-  'sft': 'demonstrations',
-  'kto': 'labels',
-  'dpo': 'pairs',
-  'ipo': 'pairs',
-  'simpo': 'pairs',
-  'orpo': 'pairs',
-  'bradley_terry': 'pairs',
-}
+from jaxrl_llm.default_config import KINDS, adam, default_config, stored
 
 
 def get_config(method: str = 'grpo') -> config_dict.ConfigDict:

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from jaxrl_llm import restored
+from jaxrl_llm.data import chat
 from jaxrl_llm.models import pretrained
 from jaxrl_llm.rollout.sampler import make_sampler
 from jaxrl_llm.types import InputError
@@ -16,6 +17,9 @@ def main(argv: list[str]) -> None:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('workdir')
   parser.add_argument('--prompt', required=True, help='the user message')
+  parser.add_argument(
+    '--plain', action='store_true', help='the prompt is text, without a chat template'
+  )
   parser.add_argument('--samples', type=int, default=1)
   parser.add_argument('--temperature', type=float, default=0.0, help='0 is greedy')
   parser.add_argument('--max_length', type=int, default=64, help='tokens')
@@ -26,7 +30,9 @@ def main(argv: list[str]) -> None:
       raise InputError(f'--{name}={value}; give at least {lowest}.')
   policy = restored.policy(args.workdir)
   tokenizer = policy.tokenizer
-  ids = pretrained.encode_chat(tokenizer, [{'role': 'user', 'content': args.prompt}])
+  asked = [{'role': 'user', 'content': args.prompt}]
+  ids = chat.plain(tokenizer, args.prompt) if args.plain else None
+  ids = ids or pretrained.encode_chat(tokenizer, asked)
   if (need := len(ids) + args.max_length) > policy.decoder.config.max_positions:
     raise InputError(
       f'Prompt and completion need {need} positions; the model has '

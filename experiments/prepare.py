@@ -6,7 +6,7 @@ Then --config.data.path=tfds:FOLDER/records/1.0.0:train reads it, anywhere.
 import argparse
 import sys
 
-from jaxrl_llm.data.prepare import prepare
+from jaxrl_llm.data import prepare
 from jaxrl_llm.types import InputError
 
 
@@ -20,7 +20,7 @@ def main(argv: list[str]) -> None:
   splits = dict(split.partition('=')[::2] for split in args.split)
   if not all(splits.values()):
     raise InputError(f'Splits are NAME=PATH, not {" ".join(args.split)}.')
-  print(f'tfds:{prepare(splits, args.folder)}')
+  print(f'tfds:{prepare.write(splits, args.folder)}')
 
 
 if __name__ == '__main__':

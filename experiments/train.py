@@ -50,6 +50,9 @@ def main(argv: list[str]) -> None:
 
 def parse(argv: list[str]) -> list[str]:
   """Flags; a mistake in a config flag reads as one line, like any other."""
+  named = [a.split('=', 1)[1] for a in argv if a.startswith('--config=')]
+  if named and not os.path.exists(path := named[-1].split(':')[0]):
+    raise InputError(f'--config: cannot read {path}. Name a file in configs/.')
   try:
     left = flags.FLAGS(argv, known_only=False)
     if CONFIG.value is not None:
@@ -60,7 +63,12 @@ def parse(argv: list[str]) -> list[str]:
     raise InputError(
       f'--config: cannot read {path}. Name a file in configs/.'
     ) from error
-  except (AttributeError, KeyError, TypeError, ValueError) as error:
+  except (AttributeError, KeyError) as error:
+    raise InputError(
+      f'Flags: {error}: the config has no such entry, or it is no section. A flag '
+      'changes what is there; see the config file.'
+    ) from error
+  except (TypeError, ValueError) as error:
     raise InputError(f'Flags: {error}') from error
   except flags.Error as error:
     raise InputError(f'Flags: {error}') from error

@@ -11,6 +11,7 @@ import functools
 import importlib
 import inspect
 import pkgutil
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -38,10 +39,12 @@ def method(name: str, **options) -> Method:
   return call(factory, options, f'config.method ({name})')
 
 
-def defaults(name: str) -> config_dict.ConfigDict:
-  """A method's options as a config: plain data, from its signature."""
+def defaults(name: str, package: str = 'methods') -> config_dict.ConfigDict:
+  """A function's options as a config: plain data, from its signature."""
   found = {'name': name}
-  for key, p in signature(find('jaxrl_llm.methods', name, 'method')).items():
+  for key, p in signature(
+    find(f'jaxrl_llm.{package}', name, package.removesuffix('s'))
+  ).items():
     value = p.default
     if value is inspect.Parameter.empty:
       value = config_dict.placeholder(p.annotation)
@@ -105,9 +108,13 @@ def find(package: str, name: str, where: str):
   if '.' in name:
     return attribute(package, name, where)
   there = importlib.import_module(package)
-  modules = [m.name for m in pkgutil.iter_modules(there.__path__)]
-  if name not in modules:
-    raise InputError(f'{where}: no {name!r} in {package}. {near(name, modules)}')
+  names = [
+    m.name
+    for m in pkgutil.iter_modules(there.__path__)
+    if f'def {m.name}(' in (Path(m.module_finder.path) / f'{m.name}.py').read_text()
+  ]
+  if name not in names:
+    raise InputError(f'{where}: no {name!r} in {package}. {near(name, names)}')
   return attribute(f'{package}.{name}', name, where)
 
 
@@ -132,6 +139,8 @@ def check_options(fn, options: dict[str, Any], where: str) -> None:
     kind = known[key].annotation
     fits = (int, float) if kind is float else kind
     plain = kind in (float, int, bool, str)
+    if plain and value is None:
+      raise InputError(f'{where}: {key} is not set; give it a value.')
     if plain and (
       not isinstance(value, fits) or isinstance(value, bool) > (kind is bool)
     ):

@@ -38,6 +38,26 @@ def stored(prompts: int, max_prompt: int, max_length: int) -> dict:
   )
 
 
+# Which stored completions a method learns from; the others sample their own.
+KINDS = {
+  'sft': 'demonstrations',
+  'kto': 'labels',
+  'dpo': 'pairs',
+  'ipo': 'pairs',
+  'simpo': 'pairs',
+  'orpo': 'pairs',
+  'bradley_terry': 'pairs',
+}
+
+
+def files(kind: str, **options) -> config_dict.ConfigDict:
+  """A table of this kind (data/files.py), with what is too long dropped or cut."""
+  c = build.defaults('files', 'data')
+  c.update(kind=kind, **options)
+  c.long_prompt, c.long_completion = 'drop', 'cut'
+  return c
+
+
 def adam(learning_rate: float) -> dict:
   """One role's optimizer: any optax name, its options, a schedule and clipping."""
   return dict(

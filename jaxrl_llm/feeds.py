@@ -121,6 +121,8 @@ def load_data(config, model) -> tuple[examples.Data, examples.Encoder]:
     bucket=s.get('bucket', 0),
     **policies,
   )
+  for part in (data.train, data.test):
+    examples.check(part, encode)
   report = [*data.report, *examples.boundaries(coder, data.train)]
   return data._replace(report=report), encode
 

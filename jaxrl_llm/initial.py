@@ -1,12 +1,14 @@
 """The first state of a run."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 
 from jaxrl_llm import sharding
 from jaxrl_llm.models import lora as adapters
 from jaxrl_llm.models.config import Lora
-from jaxrl_llm.types import Params, State
+from jaxrl_llm.types import InputError, Params, State
 
 
 def lora(model) -> Lora | None:
@@ -14,6 +16,13 @@ def lora(model) -> Lora | None:
   options = model.get('lora', {})
   if not options or not options['rank']:
     return None
+  try:
+    re.compile(options['targets'])
+  except re.error as error:
+    raise InputError(
+      f'config.model.lora.targets={options["targets"]!r} is no regular expression: '
+      f'{error}.'
+    ) from error
   return Lora(options['rank'], float(options['alpha']), options['targets'])
 
 

@@ -30,7 +30,7 @@ POSITIVE = (
   'evaluation.batch',
   'checkpoint.keep',
 )
-NOT_NEGATIVE = ('plan.pack', 'source.bucket')
+NOT_NEGATIVE = ('plan.pack', 'source.bucket', 'model.lora.rank')
 
 
 def check(config) -> None:
@@ -47,7 +47,9 @@ def check(config) -> None:
   for least, paths in ((1, POSITIVE), (0, NOT_NEGATIVE)):
     for path in paths:
       *section, key = path.split('.')
-      part = config[section[0]] if section else config
+      part = config
+      for name in section:
+        part = part.get(name, {})
       if key in part and not (isinstance(part[key], int) and part[key] >= least):
         raise InputError(
           f'config.{path}={part[key]!r}; give an integer of at least {least}.'

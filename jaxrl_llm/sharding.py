@@ -80,11 +80,17 @@ def _write(leaf, x, index):
 
 
 def batch_sharding(batch, mesh: Mesh):
-  """Prompts split over the data and fsdp axes; of a layout, its rows."""
+  """Prompts split over the data and fsdp axes; of a layout, its rows.
+
+  What leads back from those is whole on every device: a microbatch may have fewer
+  prompts than there are devices.
+  """
 
   def leaf(path, _):
-    rows = P(None, BATCH) if 'layout' in path_name(path) else P(BATCH)
-    return NamedSharding(mesh, rows)
+    name = path_name(path)
+    if name.endswith('layout/back'):
+      return NamedSharding(mesh, P())
+    return NamedSharding(mesh, P(None, BATCH) if 'layout' in name else P(BATCH))
 
   return jax.tree_util.tree_map_with_path(leaf, batch)
 

@@ -59,6 +59,17 @@ def message(capsys, argv, folder):
     ([TOY + ':grop'], ["'grop'", 'jaxrl_llm.methods', "Did you mean 'grpo'?"]),
     (['--config=no.py'], ['--config: cannot read no.py', 'configs/']),
     (['--config=no.py:dpo', '--config.steps=1'], ['cannot read no.py']),
+    (['--config=no.py', '--config.steps=1'], ['cannot read no.py']),
+    ([TOY + ':dpo', '--config.data.path=x'], ["'path'", 'no such entry']),
+    ([TOY, '--config.model.lora.rank=-1'], ['config.model.lora.rank=-1']),
+    (
+      [TOY, '--config.model.lora.rank=1', '--config.model.lora.targets=('],
+      ['config.model.lora.targets', 'regular expression'],
+    ),
+    (
+      [f'--config={runs.ROOT}/configs/data.py:dpo', '--config.model.name=tiny'],
+      ['config.data (files)', 'path is not set'],
+    ),
     ([], ['--config=configs/quickstart.py']),
     (
       ['--config=configs/toy.py:dpo', '--config.data.kind=labels'],
@@ -100,7 +111,10 @@ def message(capsys, argv, folder):
       ['config.task.name', "Did you mean 'letters'"],
     ),
     ([TOY, '--config.task.alphabet=a'], ["alphabet 'a'", 'at least two letters']),
-    ([TOY + ':dpo', '--config.data.name=nothing'], ['config.data.name', "'letters'"]),
+    (
+      [TOY + ':dpo', '--config.data.name=nothing'],
+      ["['files', 'letters', 'mixture', 'solutions']"],
+    ),
     ([TOY + ':dpo', '--config.data.kind=pear'], ["'pairs'", "'pear'"]),
     ([TOY + ':dpo', '--config.data.size=8'], ['8 rows', 'config.source.prompts']),
     (

@@ -20,13 +20,13 @@ from jaxrl_llm.data import (
   examples,
   letters,
   mixture,
+  prepare,
   solutions,
   tables,
 )
 from jaxrl_llm.data.examples import Example
 from jaxrl_llm.data.files import files
 from jaxrl_llm.data.kinds import KINDS
-from jaxrl_llm.data.prepare import prepare
 from jaxrl_llm.models import pretrained
 from jaxrl_llm.types import InputError
 
@@ -69,6 +69,11 @@ ROWS = [
     (ASK, ('a', 'b'), (1.0, 0.0), {'margin': 2.0}),
   ),
   (
+    'pairs',
+    {'prompt': 'q', 'chosen': ASK + SAY, 'rejected': ASK + NO},
+    (ASK, (SAY, NO), (1.0, 0.0)),
+  ),
+  (
     'hh',
     {
       'chosen': '\n\nHuman: q\n\nAssistant: yes',
@@ -81,7 +86,7 @@ ROWS = [
   (
     'rankings',
     {'prompt': 'q', 'completions': ['a', 'b', 'c'], 'ranks': [1, 0, 1]},
-    ('q', ['a', 'b', 'c'], [-1.0, 0.0, -1.0]),
+    ('q', ['b', 'a', 'c'], [0.0, -1.0, -1.0]),
   ),
   (
     'rankings',
@@ -223,12 +228,12 @@ def test_tables_at_random_access(tmp_path, ending):
 def test_tfds_without_tensorflow(tmp_path):
   """Prepared once as array_record, read at random."""
   rows = write_table(tmp_path, '.jsonl')
-  made = prepare({'train': rows, 'test': rows}, str(tmp_path / 'tfds'))
+  made = prepare.write({'train': rows, 'test': rows}, str(tmp_path / 'tfds'))
   found = files(path=f'tfds:{made}:train', kind='demonstrations', test_size=1)
   said = {e.prompt: e.completions[0] for e in [*found.train, *found.test]}
   assert said == {row['prompt']: row['completion'] for row in THREE}
   with pytest.raises(InputError, match='is there already'):
-    prepare({'train': rows}, str(tmp_path / 'tfds'))
+    prepare.write({'train': rows}, str(tmp_path / 'tfds'))
 
 
 @pytest.mark.parametrize(
@@ -242,6 +247,12 @@ def test_tfds_without_tensorflow(tmp_path):
       "line 5: 'completion' is missing",
     ),
     (lines([{'prompt': 'q', 'completion': ''}]), "line 1: 'completion' is empty"),
+    (lines([{'messages': [turn(3), *SAY]}]), "line 1: a message's 'content' is of typ"),
+    (
+      lines([{'prompt': 'q', 'completion': SAY}]),
+      'line 1: the prompt is a string and the completion a list',
+    ),
+    (lines([{'prompt': 'q', 'completion': '\ud800'}]), 'line 1: half a character'),
     (b'', 'no rows'),
   ],
 )
@@ -252,9 +263,79 @@ def test_bad_lines_are_named_before_training(tmp_path, content, words):
     files(path=str(path), kind='demonstrations', test_size=1)
 
 
+def test_what_a_user_s_own_function_does_wrong():
+  """It is named, with file and row."""
+  path = 'python:test_data.made_up'
+  load = lambda kind: files(path=path, kind=f'test_data.{kind}', test_size=1)
+  with pytest.raises(InputError, match=r"row 0: .*wrong_key raised KeyError: 'x'"):
+    load('wrong_key')
+  with pytest.raises(InputError, match=r'row 0: .*gave dict; a .*Example is due'):
+    load('no_example')
+  with pytest.raises(InputError, match=r'test_data\.wrong_key raised TypeError'):
+    tables.open_table('python:test_data.wrong_key')
+
+
+def wrong_key(row):
+  return row['x']
+
+
+def no_example(row):
+  return row
+
+
+@pytest.mark.parametrize(
+  ('method', 'kind', 'rows', 'words'),
+  [
+    (
+      'dpo',
+      'pairs',
+      lambda i: {'chosen': 'a', 'rejected': 'b'} | ({'margin': 1} if i == 9 else {}),
+      r"line 10: 2 completions and \['margin'\]",
+    ),
+    (
+      'dpo',
+      'rankings',
+      lambda i: {'completions': ['a', 'b'], 'ranks': [0, 0]},
+      'dpo: the first completion of a pair is the better one',
+    ),
+    (
+      'sft',
+      'labels',
+      lambda i: {'completion': 'a', 'label': i > 5},
+      r'sft: .* not demonstrations: their rewards are \[-1\.0',
+    ),
+    (
+      'sft',
+      'demonstrations',
+      lambda i: {'completion': 'a', 'prompt': 'q' * (9 if i == 9 else 1) + str(i)},
+      r'line 10: A prompt of \d+ tokens does not fit',
+    ),
+  ],
+)
+def test_what_does_not_fit_the_method_is_refused_before_training(
+  tmp_path, method, kind, rows, words
+):
+  path = write(tmp_path, [{'prompt': f'q{i}', **rows(i)} for i in range(19)])
+  with pytest.raises(InputError, match=words):
+    train.main(data_config(path, kind, method, test_size=5), str(tmp_path / 'run'))
+  assert not (tmp_path / 'run').exists()
+
+
+def test_plain_text_is_held_out_and_compared_by_itself(tmp_path):
+  """There is no prompt to tell rows apart, and no words are no overlap."""
+  path = write(tmp_path, [{'text': f'once upon a time {i}'} for i in range(6)])
+  found = files(path=path, kind='demonstrations', test_size=2, contamination=4)
+  assert (len(found.train), len(found.test)) == (4, 2)
+  assert found.report[-1].startswith('4 training prompts share 4 words')
+  assert contamination.report(['+ = ?', '...'], ['???'], 3).startswith('0 training')
+
+
 @pytest.mark.parametrize(
   ('path', 'words'),
   [
+    ('cut.jsonl.gz', 'cannot be read: '),
+    ('plain.jsonl.gz', 'cannot be read: Not a gzipped'),
+    ('lines.json', 'an object a line it is a .jsonl file'),
     ('absent.jsonl', 'cannot be read'),
     ('absent.parquet', 'no such file'),
     ('rows.csv', 'of no known kind'),
@@ -265,6 +346,9 @@ def test_bad_lines_are_named_before_training(tmp_path, content, words):
 )
 def test_paths_that_are_refused(tmp_path, monkeypatch, path, words):
   monkeypatch.chdir(tmp_path)
+  (tmp_path / 'cut.jsonl.gz').write_bytes(gzip.compress(lines(THREE))[:-9])
+  (tmp_path / 'plain.jsonl.gz').write_bytes(lines(THREE))
+  (tmp_path / 'lines.json').write_bytes(lines(THREE))
   for name in ('rows.csv', 'broken.parquet', 'object.json'):
     (tmp_path / name).write_text('{}')
   with pytest.raises(InputError, match=words):
@@ -283,6 +367,7 @@ def path(tmp_path):
   return str(file)
 
 
+TEXT = 'prompt=question, completion=answer'
 COLUMNS = {'prompt': 'question', 'completion': 'answer'}
 
 
@@ -307,6 +392,13 @@ def test_options(path):
   assert found.train[0].prompt[0]['role'] == 'user'
   with pytest.raises(InputError, match='would hold out every prompt'):
     load(path, test_size=12)
+  for option in ('test_size', 'limit'):
+    with pytest.raises(InputError, match=f'{option}=-3; give 0 or more'):
+      load(path, **{option: -3})
+  with pytest.raises(InputError, match="write 'prompt=question'"):
+    files(path=path, kind='demonstrations', columns='question', test_size=3)
+  named = files(path=path, kind='demonstrations', test_size=3, columns=TEXT)
+  assert [*named.test] == [*load(path, test_size=3).test]
   with pytest.raises(InputError, match='no held-out rows'):
     load(path)
   with pytest.raises(InputError, match=r"kind='pear'.*Did you mean 'pairs'"):

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxrl_llm import build, forward, packing, types
+from jaxrl_llm import build, forward, packing, sharding, types
 from jaxrl_llm.models.config import DecoderConfig
 from jaxrl_llm.models.decoder import Decoder, causal
 from jaxrl_llm.step import make_update_step
@@ -175,6 +175,16 @@ def test_rows_by_hand():
 def test_rows_are_a_multiple_of_the_devices():
   laid = packing.pack(example(), WIDTH, shards=4).layout
   assert laid.source.shape == (1, 4, WIDTH)
+
+
+def test_fewer_prompts_than_devices_in_a_microbatch():
+  """Four prompts in two pieces on eight devices: rows divide, prompts need not."""
+  mesh = sharding.make_mesh()
+  laid = packing.pack(example(), WIDTH, microbatches=2, shards=8)
+  put = sharding.put_batch(types.Batch(*[None] * 9, layout=laid.layout), mesh).layout
+  assert len(put.source.sharding.device_set) == 8
+  assert put.back.sharding.is_fully_replicated
+  np.testing.assert_array_equal(put.source, laid.layout.source)
 
 
 def test_too_long_a_group():

@@ -15,10 +15,11 @@ def words_of(prompt: Prompt) -> str:
 
 def grams(text: str, n: int) -> set[tuple[str, ...]]:
   """Every run of n words, in lower case and without punctuation; of a shorter text, all
-  of it.
+  of it; of one without words, none.
   """
   words = re.findall(r'\w+', text.lower())
-  return {tuple(words[i : i + n]) for i in range(max(len(words) - n + 1, 1))}
+  starts = range(max(len(words) - n + 1, 1)) if words else ()
+  return {tuple(words[i : i + n]) for i in starts}
 
 
 def shared(train: Iterable[str], test: Iterable[str], n: int) -> Iterable[str]:

@@ -19,6 +19,7 @@ class Example(NamedTuple):
   reward: Sequence[float]  # Score or label of each completion.
   extra: Mapping[str, float] = {}
   step_labels: Sequence[Sequence[float]] = ()  # Of each completion, where it has steps.
+  where: str = ''  # File and line, for messages. The last field: no part of a digest.
 
 
 class Data(NamedTuple):
@@ -97,6 +98,14 @@ class Encoder:
 
   def read(self, example: Example) -> Coded:
     """One example as token ids, or what is left of it."""
+    try:
+      return self.coded(example)
+    except InputError as error:
+      if not example.where:
+        raise
+      raise InputError(f'{example.where}: {error}') from error
+
+  def coded(self, example: Example) -> Coded:
     prompt = self.coder.prompt(example.prompt)
     found = [self.coder.completion(example.prompt, c) for c in example.completions]
     longest = max(len(c.tokens) for c in found)
@@ -185,8 +194,40 @@ def boundaries(coder: Coder, examples: Sequence[Example]) -> list[str]:
   ]
 
 
+def check(examples: Sequence[Example], encode: Encoder) -> None:
+  """Reads every example once, so that nothing is found wrong in the middle of a run.
+
+  Raises:
+    InputError: one cannot be encoded, or is of another shape than the first.
+  """
+  shape = lambda e: (len(e.completions), sorted(e.extra))
+  for i in range(len(examples)):
+    example = examples[i]
+    encode.read(example)
+    if shape(example) != shape(examples[0]):
+      raise InputError(
+        f'{example.where or f"example {i}"}: {describe(example)}; the first one has '
+        f'{describe(examples[0])}. All of a data set are alike.'
+      )
+
+
+def describe(example: Example) -> str:
+  return f'{len(example.completions)} completions and {sorted(example.extra)} beside'
+
+
+# Methods that read a group of two as (chosen, rejected).
+PAIRED = ('dpo', 'ipo', 'simpo', 'orpo', 'bradley_terry')
+
+
 def check_kind(batch: Batch, method: str) -> None:
   """Refuses completions that the method would misread; others it checks itself."""
+  inside = batch.valid[:, 0] > 0
+  ahead = batch.reward[:, :1] > batch.reward[:, 1:2]
+  if method in PAIRED and batch.reward.shape[1] == 2 and not ahead[inside].all():
+    raise InputError(
+      f'{method}: the first completion of a pair is the better one; the data have '
+      f'rewards {batch.reward[inside][~ahead[inside][:, 0]][0].tolist()}.'
+    )
   if method == 'kto' and not np.isin(batch.reward, (-1.0, 1.0)).all():
     raise InputError(
       'kto: rewards are +1 (desirable) or -1 (undesirable); the data have '
@@ -196,4 +237,10 @@ def check_kind(batch: Batch, method: str) -> None:
     raise InputError(
       'sft: every completion is imitated, and the data have '
       f'{batch.completions.shape[1]} a prompt. Keep the good ones, as groups of one.'
+    )
+  if method == 'sft' and not (batch.reward[inside] == 1).all():
+    raise InputError(
+      'sft: every completion is imitated, and the data are not demonstrations: their '
+      f'rewards are {sorted(set(batch.reward[inside].ravel().tolist()))[:5]}. Set '
+      "config.data.kind='demonstrations', or keep the good ones."
     )

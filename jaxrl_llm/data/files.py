@@ -20,7 +20,7 @@ def files(
   kind: str = 'pairs',
   test_path: str = '',
   test_size: int = 0,
-  columns: dict = {},
+  columns: dict | str = '',
   as_chat: bool = False,
   limit: int = 0,
   bad_rows: str = 'error',
@@ -33,7 +33,8 @@ def files(
     path, test_path: see tables.open_table.
     kind: a function of kinds.py, or a dotted path to one of your own (row -> Example).
     test_size: without a test_path, rows to hold out; all rows of a prompt go together.
-    columns: our field name to theirs: {'prompt': 'question'}.
+    columns: our field name to theirs: {'prompt': 'question'}, or 'prompt=question' and
+      commas between.
     as_chat: a prompt that is a string becomes a user message; else it is plain text.
     limit: rows of `path` to use at most; 0 is all.
     bad_rows: 'error' stops at a row that does not fit, 'drop' leaves it out and says
@@ -50,7 +51,10 @@ def files(
   )
   if convert is None:
     raise InputError(f'config.data.kind={kind!r}. {build.near(kind, KINDS)}')
-  read = reader(convert, columns, as_chat)
+  for name, value in (('test_size', test_size), ('limit', limit)):
+    if value < 0:
+      raise InputError(f'config.data.{name}={value}; give 0 or more.')
+  read = reader(convert, named(columns), as_chat)
   if bad_rows not in ('error', 'drop'):
     raise InputError(f"config.data.bad_rows={bad_rows!r}; there are 'error', 'drop'.")
   digest, report = hashlib.sha256(), []
@@ -76,6 +80,16 @@ def files(
   return Data(train, test, digest.hexdigest(), report)
 
 
+def named(columns: dict | str) -> dict[str, str]:
+  """Columns as a dict."""
+  if not isinstance(columns, str):
+    return dict(columns)
+  parts = [part.partition('=') for part in columns.split(',') if part]
+  if not all(theirs for _, _, theirs in parts):
+    raise InputError(f"config.data.columns={columns!r}; write 'prompt=question'.")
+  return {our.strip(): theirs.strip() for our, _, theirs in parts}
+
+
 def reader(convert, columns: dict, as_chat: bool) -> Callable[[dict], Example]:
   """Row to example: fields renamed, converted, a bare prompt put into a message."""
 
@@ -84,13 +98,29 @@ def reader(convert, columns: dict, as_chat: bool) -> Callable[[dict], Example]:
       raise InputError(f'no field {missing[0]!r}; there are {", ".join(sorted(row))}.')
     taken = {our: row[theirs] for our, theirs in columns.items()}
     others = {k: v for k, v in row.items() if k not in columns.values()}
-    example = check(convert(others | taken))
+    example = check(called(convert, others | taken))
     if as_chat and isinstance(example.prompt, str):
       asked = [{'role': 'user', 'content': example.prompt}]
       return example._replace(prompt=asked)
     return example
 
   return read
+
+
+def called(convert, row: dict) -> Example:
+  """`convert(row)`; what a user's own function does wrong is an InputError."""
+  try:
+    example = convert(row)
+  except InputError:
+    raise
+  except Exception as error:
+    name = f'{convert.__module__}.{convert.__qualname__}'
+    raise InputError(f'{name} raised {type(error).__name__}: {error}') from error
+  if not isinstance(example, Example):
+    raise InputError(
+      f'config.data.kind gave {type(example).__name__}; a data.examples.Example is due.'
+    )
+  return example
 
 
 class Examples(Sequence):
@@ -106,11 +136,11 @@ class Examples(Sequence):
     return len(self.rows)
 
   def __getitem__(self, index: int) -> Example:
-    row = self.table[self.rows[index]]
+    row, where = self.table[self.rows[index]], self.table.where(self.rows[index])
     try:
-      return self.read(row)
+      return self.read(row)._replace(where=where)
     except InputError as error:
-      raise InputError(f'{self.table.where(self.rows[index])}: {error}') from error
+      raise InputError(f'{where}: {error}') from error
 
   def chosen(self, which: np.ndarray) -> 'Examples':
     """Those of some rows."""
@@ -136,7 +166,7 @@ class Examples(Sequence):
           raise
         problem, good[i] = problem if not good.all() else str(error), False
         continue
-      digest.update(json.dumps(example, sort_keys=True, default=str).encode())
+      digest.update(json.dumps(example[:-1], sort_keys=True, default=str).encode())
       keys[i] = key_of(example, seed)
     if not good.any():
       raise InputError(problem)
@@ -144,12 +174,17 @@ class Examples(Sequence):
 
 
 def prompts(examples: Iterable[Example]) -> Iterable[str]:
-  return (overlap.words_of(example.prompt) for example in examples)
+  return (asked(example) for example in examples)
+
+
+def asked(example: Example) -> str:
+  """What tells two examples apart: the prompt, or the completion of plain text."""
+  return overlap.words_of(example.prompt) or str(example.completions[0])
 
 
 def key_of(example: Example, seed: int) -> int:
   """A number that says where a prompt stands in the draw of those to hold out."""
-  text = f'{seed}/{overlap.words_of(example.prompt)}'
+  text = f'{seed}/{asked(example)}'
   return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
 
 

@@ -4,7 +4,7 @@ Each takes TRL's formats, standard (strings) and conversational (lists of messag
 says what it needs. A kind is a name in a config: config.data.kind='pairs'.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from jaxrl_llm.data.chat import Messages, Prompt, Steps
@@ -31,11 +31,14 @@ def demonstrations(row: Row) -> Example:
 
 
 def pairs(row: Row) -> Example:
-  """{prompt, chosen, rejected}; {chosen, rejected} that begin with the same prompt."""
+  """{prompt, chosen, rejected}; {chosen, rejected} that begin with one prompt, even
+  where a string beside them repeats it.
+  """
   chosen, rejected = said(row, 'chosen'), said(row, 'rejected')
   if chosen == rejected:
     raise InputError("'chosen' and 'rejected' are the same.")
-  if row.get('prompt') is None and row.get('messages') is None:
+  told = isinstance(row.get('prompt'), str) and isinstance(chosen, list)
+  if told or (row.get('prompt') is None and row.get('messages') is None):
     shared = common(chosen, rejected)
     chosen, rejected = chosen[len(shared) :], rejected[len(shared) :]
     asked: Prompt = shared
@@ -65,7 +68,10 @@ def labels(row: Row) -> Example:
 
 
 def rankings(row: Row) -> Example:
-  """{prompt, completions, ranks}, or completions of {rank, completion}; 0 is best."""
+  """{prompt, completions, ranks}, or completions of {rank, completion}; 0 is best.
+
+  The completions come best first.
+  """
   found = listed(row, 'completions')
   if all(isinstance(c, dict) and 'rank' in c for c in found):
     ranks, found = [c['rank'] for c in found], [c.get('completion') for c in found]
@@ -75,8 +81,10 @@ def rankings(row: Row) -> Example:
     raise InputError(
       f'{len(found)} completions and {len(ranks)} ranks; as many are due, at least two.'
     )
-  rows = [said({'completions': c}, 'completions') for c in found]
-  return Example(prompt(row), rows, [-number({'ranks': r}, 'ranks') for r in ranks])
+  said_of = [said({'completions': c}, 'completions') for c in found]
+  values = [number({'ranks': r}, 'ranks') for r in ranks]
+  best = sorted(range(len(values)), key=lambda i: values[i])
+  return Example(prompt(row), [said_of[i] for i in best], [-values[i] for i in best])
 
 
 def ratings(row: Row) -> Example:
@@ -130,16 +138,44 @@ KINDS: dict[str, Callable[[Row], Example]] = {
 
 
 def check(example: Example) -> Example:
-  """Refuses a completion in which an assistant has no last word, or says nothing."""
+  """Refuses what no template or tokenizer could take: wrong types, text that is not
+  Unicode, and a completion in which an assistant has no last word or says nothing.
+  """
+  for told in (example.prompt, *example.completions):
+    for words in spoken(told):
+      whole(words)
   for said in example.completions:
     if isinstance(said, (str, Steps)):
       continue
+    if isinstance(example.prompt, str):
+      raise InputError('the prompt is a string and the completion a list of messages.')
     if not said or said[-1]['role'] != 'assistant':
       raise InputError('a completion does not end with an assistant message.')
     silent = lambda m: not (m.get('content') or m.get('tool_calls'))
     if any(silent(m) for m in said if m['role'] == 'assistant'):
       raise InputError('an assistant message is empty.')
   return example
+
+
+def spoken(told: Prompt | Steps) -> Sequence[str]:
+  """Every text of a prompt or completion. A message has 'content', or calls tools."""
+  if isinstance(told, str):
+    return [told]
+  if isinstance(told, Steps):
+    return told.texts
+  for m in told:
+    if not (isinstance(m.get('content'), str) or m.get('tool_calls')):
+      raise InputError(
+        f"a message's 'content' is {kind_of(m, 'content')}; text is due."
+      )
+  return [m['content'] for m in told if isinstance(m.get('content'), str)]
+
+
+def whole(words: str) -> None:
+  try:
+    words.encode()
+  except UnicodeEncodeError as error:
+    raise InputError(f'half a character (a lone surrogate): {error}.') from error
 
 
 # ---- Fields --------------------------------------------------------------------------
@@ -162,7 +198,10 @@ def said(row: Row, key: str) -> str | Messages:
 def text(row: Row, key: str) -> str:
   value = row.get(key)
   if isinstance(value, bytes):  # tensorflow-datasets gives text as bytes.
-    value = value.decode()
+    try:
+      value = value.decode()
+    except UnicodeDecodeError as error:
+      raise InputError(f'{key!r} is not UTF-8: {error}.') from error
   if not isinstance(value, str):
     raise InputError(f'{key!r} is {kind_of(row, key)}; a string is due.')
   if not value.strip():
@@ -191,8 +230,9 @@ def listed(row: Row, key: str) -> list:
 
 def number(row: Row, key: str) -> float:
   value = row.get(key)
-  if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
-    raise InputError(f'{key!r} is {value!r}; a number is due.')
+  good = isinstance(value, (int, float)) and not isinstance(value, bool)
+  if not good or not abs(value) < 1e30:
+    raise InputError(f'{key!r} is {str(value)[:40]!r}; a number is due.')
   return float(value)
 
 

@@ -6,7 +6,7 @@ from jaxrl_llm.data.tables import open_table
 from jaxrl_llm.types import InputError
 
 
-def prepare(splits: dict[str, str], folder: str) -> str:
+def write(splits: dict[str, str], folder: str) -> str:
   """Writes tables as splits of one data set; returns FOLDER of 'tfds:FOLDER:SPLIT'.
 
   A row is kept as it is, as JSON, so every kind of record fits. No TensorFlow.
@@ -18,6 +18,9 @@ def prepare(splits: dict[str, str], folder: str) -> str:
   import tensorflow_datasets as tfds
 
   found = {split: open_table(path) for split, path in splits.items()}
+
+  if empty := [split for split, rows in found.items() if not len(rows)]:
+    raise InputError(f'{splits[empty[0]]}: no rows for the split {empty[0]!r}.')
 
   class Records(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """Rows as JSON."""

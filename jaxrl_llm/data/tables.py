@@ -8,8 +8,10 @@ import gzip
 import json
 import os
 import pathlib
+import re
 import shutil
 import tempfile
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,8 +32,8 @@ class JsonLines(Sequence):
     try:
       # Open as long as the table: rows are read when their turn comes.
       self.file = unpacked(path) if path.endswith('.gz') else open(path, 'rb')  # noqa: SIM115
-    except OSError as error:
-      raise InputError(f'{path}: cannot be read: {error.strerror}.') from error
+    except (OSError, EOFError, zlib.error) as error:
+      raise InputError(f'{path}: cannot be read: {said(error)}.') from error
     spans, at = array.array('q'), 0
     for number, line in enumerate(self.file, 1):
       if line.strip():
@@ -73,6 +75,11 @@ class Rows(Sequence):
     return f'{self.name}, row {index}'
 
 
+def said(error: Exception) -> str:
+  """What went wrong with a file, without its path."""
+  return (isinstance(error, OSError) and error.strerror) or str(error)
+
+
 def unpacked(path: str):
   """A .gz file's content as an open temporary file."""
   file = tempfile.TemporaryFile()  # noqa: SIM115
@@ -102,7 +109,8 @@ def open_table(path: str) -> Sequence:
 
   Args:
     path: a .jsonl, .jsonl.gz, .json (a list of objects) or .parquet file;
-      'tfds:NAME[:SPLIT[:DATA_DIR]]'; 'hf:NAME[:SPLIT]' for the `datasets` package;
+      'tfds:NAME[:SPLIT[:DATA_DIR]]'; 'hf:NAME[:SPLIT[:CONFIG]]' for the `datasets`
+      package;
       'python:PACKAGE.FUNCTION', which returns an iterable of dicts that ends: its rows
       are held in memory.
 
@@ -111,11 +119,12 @@ def open_table(path: str) -> Sequence:
   """
   kind, _, rest = path.partition(':')
   if kind in ('tfds', 'hf') and rest:
-    name, split, data_dir = (*rest.split(':', 2), '', '')[:3]
+    # A colon between brackets is a slice's.
+    name, split, third = (*re.split(r':(?![^\[]*\])', rest, maxsplit=2), '', '')[:3]
     load = from_tfds if kind == 'tfds' else from_hub
-    return Rows(load(name, split or 'train', data_dir), path)
+    return Rows(load(name, split or 'train', third), path)
   if kind == 'python' and '.' in rest:
-    return Rows(list(build.attribute('', rest, path)()), path)
+    return Rows(made(build.attribute('', rest, path), path), path)
   if path.endswith(('.jsonl', '.jsonl.gz')):
     return JsonLines(path)
   if not pathlib.Path(path).exists():
@@ -130,11 +139,22 @@ def open_table(path: str) -> Sequence:
   )
 
 
+def made(function, path: str) -> list:
+  """The rows that a user's own function gives."""
+  try:
+    return list(function())
+  except Exception as error:
+    raise InputError(f'{path} raised {type(error).__name__}: {error}') from error
+
+
 def json_list(path: str) -> list:
   try:
     found = json.loads(pathlib.Path(path).read_bytes())
   except ValueError as error:
-    raise InputError(f'{path}: no JSON: {error}.') from error
+    hint = (
+      ' With an object a line it is a .jsonl file.' if 'Extra' in str(error) else ''
+    )
+    raise InputError(f'{path}: no JSON: {error}.{hint}') from error
   if not isinstance(found, list):
     raise InputError(f'{path}: {type(found).__name__} in place of a list of objects.')
   return found
@@ -178,13 +198,13 @@ def from_tfds(name: str, split: str, data_dir: str) -> Sequence:
     ) from error
 
 
-def from_hub(name: str, split: str, _: str) -> Sequence:
+def from_hub(name: str, split: str, config: str) -> Sequence:
   """A data set of the `datasets` package, by path or hub name."""
   try:
     import datasets
   except ImportError as error:
     raise InputError('hf: needs the datasets package: pip install datasets.') from error
   try:
-    return datasets.load_dataset(name, split=split)
+    return datasets.load_dataset(name, config or None, split=split)
   except Exception as error:  # datasets raises many kinds.
     raise InputError(f'hf:{name} ({split}) does not load: {error}') from error

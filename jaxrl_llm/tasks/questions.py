@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from jaxrl_llm.data import contamination as overlap
+from jaxrl_llm.data import kinds
 from jaxrl_llm.data.tables import open_table
 from jaxrl_llm.rewards import extract as extraction
 from jaxrl_llm.rewards import numbers
@@ -53,8 +54,10 @@ def questions(
   def record(row: dict[str, Any], number: int) -> Record:
     digest.update(json.dumps(row, sort_keys=True, default=str).encode())
     reference = field(row, answer)
-    asked = row.get(question)
-    if not (isinstance(asked, list) and asked):
+    if isinstance(row.get(question), list):
+      asked = kinds.messages(row, question)
+      kinds.spoken(asked)
+    else:
       asked = records.chat(field(row, question), system=system, suffix=suffix)
     return Record(number, asked, gold(reference), {'reference': reference})
 

@@ -5,7 +5,13 @@ ARMS = {
   'bt': ['--config=configs/gsm8k_solutions.py:bradley_terry', SOLUTIONS],
   'dpo': ['--config=configs/hh_dpo.py', '--config.data.path={hh}'],
   'sft': ['--config=configs/gsm8k_sft.py', '--config.data.path={gsm8k}/train.jsonl'],
-  'kto': ['--config=configs/gsm8k_solutions.py:kto', SOLUTIONS],
+  'kto': [
+    '--config=configs/gsm8k_solutions.py:kto',
+    SOLUTIONS,
+    '--config.steps=12',
+    '--config.evaluation.every=12',
+    '--config.data.test_size=40',
+  ],
 }
 HELD_OUT = tuple(
   f'eval/{name}' for name in ('loss', 'nll', 'accuracy', 'low', 'high', 'longer')
