@@ -3,9 +3,8 @@ r"""GRPO on GSM8K's questions: the last number of an answer counts.
   python experiments/train.py --config=configs/gsm8k_grpo.py \
     --config.task.train_path=TRAIN --config.task.test_path=TEST
 
-TRAIN and TEST are GSM8K's own files (question, answer). SmolLM2-135M solves few
-of them, so on two CPU cores this shows that the path works; the README's table of real
-data has what was measured. A larger model on a pod:
+TRAIN and TEST are GSM8K's own files (question, answer). SmolLM2-135M solves few of
+them, and no result is recorded yet. A larger model on a pod:
 --config.model.name=Qwen/Qwen2.5-1.5B-Instruct --config.model.dtype=bfloat16
 --config.model.remat=full --config.source.prompts=64 --config.source.max_length=512.
 """

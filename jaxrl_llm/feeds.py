@@ -122,7 +122,7 @@ def load_data(config, model) -> tuple[examples.Data, examples.Encoder]:
     **policies,
   )
   for part in (data.train, data.test):
-    examples.check(part, encode)
+    examples.check(part, encode, config.method.name)
   report = [*data.report, *examples.boundaries(coder, data.train)]
   return data._replace(report=report), encode
 
@@ -141,7 +141,6 @@ def stored_source(config, data, encode, mesh) -> sources.Source:
     prompts=s.prompts,
     index=index,
     share=sharding.host_rows(s.prompts, mesh),
-    check=lambda batch: examples.check_kind(batch, config.method.name),
   )
 
 

@@ -121,7 +121,6 @@ def dataset(
   prompts: int,
   index: Callable[[int], Sequence[int]],
   share: slice = slice(None),
-  check=lambda batch: None,
 ) -> Source:
   """Batches of stored examples. The state is not looked at.
 
@@ -131,7 +130,6 @@ def dataset(
     prompts: examples per batch.
     index: step to the examples of its batch (data/order.py).
     share: the rows of a batch that this process reads (sharding.host_rows).
-    check: raises InputError for a batch the method cannot use.
   """
 
   def source(state: State, step: int) -> Drawn:
@@ -142,7 +140,6 @@ def dataset(
     coded = {i: encode.read(examples[i]) for i in (everyone if encode.bucket else mine)}
     widths = encode.widths(list(coded.values()))
     batch, dropped, cut = collate([coded[i] for i in mine], *widths)
-    check(batch)
     batch = batch.replace(prompt_id=np.array(mine, np.int32))
     metrics = {
       'tokens': float(batch.mask.sum()),

@@ -295,14 +295,14 @@ def no_example(row):
     (
       'dpo',
       'rankings',
-      lambda i: {'completions': ['a', 'b'], 'ranks': [0, 0]},
-      'dpo: the first completion of a pair is the better one',
+      lambda i: {'completions': ['a', 'b'], 'ranks': [0, 0 if i == 9 else 1]},
+      'line 10: dpo: the first completion of a pair is the better one',
     ),
     (
       'sft',
       'labels',
       lambda i: {'completion': 'a', 'label': i > 5},
-      r'sft: .* not demonstrations: their rewards are \[-1\.0',
+      r'line \d: sft: .* has reward -1\.0',
     ),
     (
       'sft',

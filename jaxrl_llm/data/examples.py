@@ -194,21 +194,25 @@ def boundaries(coder: Coder, examples: Sequence[Example]) -> list[str]:
   ]
 
 
-def check(examples: Sequence[Example], encode: Encoder) -> None:
+def check(examples: Sequence[Example], encode: Encoder, method: str) -> None:
   """Reads every example once, so that nothing is found wrong in the middle of a run.
 
   Raises:
-    InputError: one cannot be encoded, or is of another shape than the first.
+    InputError: one cannot be encoded, is of another shape than the first, or is what
+      the method would misread.
   """
   shape = lambda e: (len(e.completions), sorted(e.extra))
   for i in range(len(examples)):
     example = examples[i]
     encode.read(example)
+    where = example.where or f'example {i}'
     if shape(example) != shape(examples[0]):
       raise InputError(
-        f'{example.where or f"example {i}"}: {describe(example)}; the first one has '
-        f'{describe(examples[0])}. All of a data set are alike.'
+        f'{where}: {describe(example)}; the first one has {describe(examples[0])}. All '
+        'of a data set are alike.'
       )
+    if wrong := misread(example.reward, method):
+      raise InputError(f'{where}: {method}: {wrong}')
 
 
 def describe(example: Example) -> str:
@@ -219,28 +223,20 @@ def describe(example: Example) -> str:
 PAIRED = ('dpo', 'ipo', 'simpo', 'orpo', 'bradley_terry')
 
 
-def check_kind(batch: Batch, method: str) -> None:
-  """Refuses completions that the method would misread; others it checks itself."""
-  inside = batch.valid[:, 0] > 0
-  ahead = batch.reward[:, :1] > batch.reward[:, 1:2]
-  if method in PAIRED and batch.reward.shape[1] == 2 and not ahead[inside].all():
-    raise InputError(
-      f'{method}: the first completion of a pair is the better one; the data have '
-      f'rewards {batch.reward[inside][~ahead[inside][:, 0]][0].tolist()}.'
+def misread(reward: Sequence[float], method: str) -> str:
+  """What the method would take for something else; it checks the rest itself."""
+  if method in PAIRED and len(reward) == 2 and not reward[0] > reward[1]:
+    return f'the first completion of a pair is the better one; rewards are {reward}.'
+  if method == 'kto' and not set(reward) <= {-1.0, 1.0}:
+    return f'rewards are +1 (desirable) or -1 (undesirable), not {reward}.'
+  if method == 'sft' and len(reward) != 1:
+    return (
+      f'every completion is imitated, and there are {len(reward)} of a prompt. Keep '
+      'the good ones, as groups of one.'
     )
-  if method == 'kto' and not np.isin(batch.reward, (-1.0, 1.0)).all():
-    raise InputError(
-      'kto: rewards are +1 (desirable) or -1 (undesirable); the data have '
-      f'{sorted(set(batch.reward.ravel().tolist()))[:5]}.'
-    )
-  if method == 'sft' and batch.completions.shape[1] != 1:
-    raise InputError(
-      'sft: every completion is imitated, and the data have '
-      f'{batch.completions.shape[1]} a prompt. Keep the good ones, as groups of one.'
-    )
-  if method == 'sft' and not (batch.reward[inside] == 1).all():
-    raise InputError(
-      'sft: every completion is imitated, and the data are not demonstrations: their '
-      f'rewards are {sorted(set(batch.reward[inside].ravel().tolist()))[:5]}. Set '
+  if method == 'sft' and reward[0] != 1:
+    return (
+      f'every completion is imitated, and this one has reward {reward[0]}. Set '
       "config.data.kind='demonstrations', or keep the good ones."
     )
+  return ''
