@@ -159,12 +159,12 @@ def test_ctrl_c_while_evaluating_ends_it_and_it_is_done_again(tmp_path, count, s
 
 
 def test_ctrl_c_twice_stops_at_once(tmp_path):
-  c = runs.config()
+  c, before = runs.config(), signal.getsignal(signal.SIGINT)
   with pytest.MonkeyPatch.context() as patch:
     interrupt_at(patch, train, 'one_step', 4, times=2)
     with pytest.raises(KeyboardInterrupt):
       train.main(c, str(tmp_path))
-  assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+  assert signal.getsignal(signal.SIGINT) is before
   assert checkpoint.steps(tmp_path) == [2]
   train.main(c, str(tmp_path))
   assert outcome(tmp_path, c) == outcome(runs.finished(), c)
