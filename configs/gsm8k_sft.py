@@ -23,6 +23,6 @@ def get_config() -> config_dict.ConfigDict:
   c.optimizer.policy.decay = 'linear'
   c.evaluation = dict(every=25, batch=8)
   c.source = stored(8, 160, 160)
-  columns = 'prompt=question,completion=answer'
-  c.data = files('demonstrations', columns=columns, as_chat=True, test_size=80)
+  c.data = files('demonstrations')
+  c.data.update(columns='prompt=question,completion=answer', as_chat=True, test_size=80)
   return c

@@ -24,5 +24,6 @@ def get_config() -> config_dict.ConfigDict:
   c.optimizer.policy.decay = 'linear'
   c.evaluation = dict(every=30, batch=8)
   c.source = stored(8, 160, 64)
-  c.data = files('hh', test_size=120, bad_rows='drop')
+  c.data = files('hh')
+  c.data.update(test_size=120, bad_rows='drop')
   return c

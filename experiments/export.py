@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from jaxrl_llm import restored
+from jaxrl_llm import command, restored
 from jaxrl_llm.models import lora, weights
 from jaxrl_llm.types import InputError
 
@@ -29,8 +29,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  try:
-    main(sys.argv[1:])
-  except InputError as error:
-    print(f'error: {error}', file=sys.stderr)
-    sys.exit(2)
+  sys.exit(command.status(lambda: main(sys.argv[1:])))

@@ -6,7 +6,7 @@ import sys
 import jax
 import numpy as np
 
-from jaxrl_llm import restored
+from jaxrl_llm import command, restored
 from jaxrl_llm.data import chat
 from jaxrl_llm.models import pretrained
 from jaxrl_llm.rollout.sampler import make_sampler
@@ -55,8 +55,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  try:
-    main(sys.argv[1:])
-  except InputError as error:
-    print(f'error: {error}', file=sys.stderr)
-    sys.exit(2)
+  sys.exit(command.status(lambda: main(sys.argv[1:])))

@@ -6,6 +6,7 @@ Then --config.data.path=tfds:FOLDER/records/1.0.0:train reads it, anywhere.
 import argparse
 import sys
 
+from jaxrl_llm import command
 from jaxrl_llm.data import prepare
 from jaxrl_llm.types import InputError
 
@@ -24,8 +25,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  try:
-    main(sys.argv[1:])
-  except InputError as error:
-    print(f'error: {error}', file=sys.stderr)
-    sys.exit(2)
+  sys.exit(command.status(lambda: main(sys.argv[1:])))

@@ -12,7 +12,7 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from jaxrl_llm import train
+from jaxrl_llm import command, train
 from jaxrl_llm.types import InputError
 
 CONFIG = config_flags.DEFINE_config_file('config', lock_config=True)
@@ -75,16 +75,12 @@ def parse(argv: list[str]) -> list[str]:
 
 
 def run(argv: list[str]) -> int:
-  """Exit status: 0, or 2 with one message for a mistake of the user's."""
+  """Exit status of `command.status`, or 130 for Ctrl-C."""
   try:
-    main(parse(argv))
-  except InputError as error:
-    print(f'error: {error}', file=sys.stderr)
-    return 2
+    return command.status(lambda: main(parse(argv)))
   except KeyboardInterrupt:
     print('Stopped.', file=sys.stderr)
     return 130
-  return 0
 
 
 if __name__ == '__main__':

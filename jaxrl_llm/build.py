@@ -107,15 +107,24 @@ def find(package: str, name: str, where: str):
   """`package.name.name`, or a dotted path: the function a config names."""
   if '.' in name:
     return attribute(package, name, where)
-  there = importlib.import_module(package)
+  modules = list(pkgutil.iter_modules(importlib.import_module(package).__path__))
+  if name in [m.name for m in modules]:
+    found = importlib.import_module(f'{package}.{name}')
+    if hasattr(found, name):
+      return getattr(found, name)
   names = [
     m.name
-    for m in pkgutil.iter_modules(there.__path__)
+    for m in modules
     if f'def {m.name}(' in (Path(m.module_finder.path) / f'{m.name}.py').read_text()
   ]
-  if name not in names:
-    raise InputError(f'{where}: no {name!r} in {package}. {near(name, names)}')
-  return attribute(f'{package}.{name}', name, where)
+  raise InputError(f'{where}: no {name!r} in {package}. {near(name, names)}')
+
+
+def made(package: str, options: dict[str, Any], where: str):
+  """What a section of a config describes: {name: a factory of `package`, options}."""
+  options = dict(options)
+  name = options.pop('name')
+  return call(find(package, name, f'{where}.name'), options, f'{where} ({name})')
 
 
 def near(name: str, names) -> str:

@@ -50,11 +50,10 @@ KINDS = {
 }
 
 
-def files(kind: str, **options) -> config_dict.ConfigDict:
+def files(kind: str) -> config_dict.ConfigDict:
   """A table of this kind (data/files.py), with what is too long dropped or cut."""
   c = build.defaults('files', 'data')
-  c.update(kind=kind, **options)
-  c.long_prompt, c.long_completion = 'drop', 'cut'
+  c.kind, c.long_prompt, c.long_completion = kind, 'drop', 'cut'
   return c
 
 

@@ -13,7 +13,7 @@ from jaxrl_llm.evaluate import held_out, stored
 from jaxrl_llm.models import pretrained
 from jaxrl_llm.rewards import combine
 from jaxrl_llm.rollout.sampler import make_sampler
-from jaxrl_llm.types import InputError, State
+from jaxrl_llm.types import Batch, InputError, State
 
 # Columns of the sample table, which a reward part cannot be called.
 RESERVED = ('prompt', 'completion', 'reward', 'step', 'split')
@@ -30,13 +30,7 @@ class Feed(NamedTuple):
 
 def questions(config, decoder, model, text, mesh) -> Feed:
   """Completions sampled and scored, and greedy held-out accuracy."""
-  task_options = config.task.to_dict()
-  name = task_options.pop('name')
-  task = build.call(
-    build.find('jaxrl_llm.tasks', name, 'config.task.name'),
-    task_options,
-    f'config.task ({name})',
-  )
+  task = build.made('jaxrl_llm.tasks', config.task.to_dict(), 'config.task')
   s = config.source
   stops = pretrained.stop_ids(model.tokenizer)
   sampler = lambda group: make_sampler(
@@ -92,7 +86,7 @@ def completions(config, see, method, model, mesh) -> Feed:
   batch, known, scores = rounded(config.evaluation.batch, mesh), place, None
   if config.source.get('cache_reference'):
     scores = reference.Scores(see, data, encode, place, batch)
-    source = reference.scored(source, scores)
+    source = sources.changed(source, lambda b, *_: scores.into(b, 'train'))
     known = lambda batch: place(scores.into(batch, 'test'))
   measure = stored.make_stored(
     step.make_measure(see, method),
@@ -108,10 +102,8 @@ def completions(config, see, method, model, mesh) -> Feed:
 def load_data(config, model) -> tuple[examples.Data, examples.Encoder]:
   """The data set that config.data names, and how it becomes batches."""
   options = config.data.to_dict()
-  name = options.pop('name')
   policies = {k: options.pop(k) for k in examples.POLICIES if k in options}
-  load = build.find('jaxrl_llm.data', name, 'config.data.name')
-  data = build.call(load, options, f'config.data ({name})')
+  data = build.made('jaxrl_llm.data', options, 'config.data')
   coder = chat.coder(model.tokenizer, pretrained.stop_ids(model.tokenizer))
   s = config.source
   encode = examples.Encoder(
@@ -132,11 +124,13 @@ def stored_source(config, data, encode, mesh) -> sources.Source:
   s = config.source
   parts = data.parts or [(len(data.train), 1.0)]
   index = order.shuffled(parts, s.prompts, config.seed)
-  if encode.bucket:
-    size = lambda i: encode.read(data.train[i]).size
-    index = order.by_length(index, size, config.seed)
+  read = lambda i: encode.read(data.train[i])
+  if encode.bucket:  # A window is read for its lengths, and again for its batches.
+    read = functools.lru_cache(maxsize=2 * order.WINDOW * s.prompts)(read)
+    index = order.by_length(index, lambda i: read(i).size, config.seed)
   return sources.dataset(
-    examples=data.train,
+    size=len(data.train),
+    read=read,
     encode=encode,
     prompts=s.prompts,
     index=index,
@@ -157,7 +151,10 @@ def laid_out(source: sources.Source, config, mesh) -> sources.Source:
   """What config.plan asks for beside the rows: their order, or their packing."""
   u = config.plan
   source = planned(source, u.epochs) if u.minibatches > 1 else source
-  return rows_packed(source, packer(config, mesh)) if u.get('pack') else source
+  if not u.get('pack'):
+    return source
+  packed = packer(config, mesh)
+  return sources.changed(source, lambda batch, *_: packed(batch))
 
 
 def packer(config, mesh, whole: bool = False):
@@ -171,24 +168,13 @@ def packer(config, mesh, whole: bool = False):
   )
 
 
-def rows_packed(source: sources.Source, packed) -> sources.Source:
-  """Adds the layout of each batch."""
-
-  def with_layout(state: State, step: int) -> sources.Drawn:
-    drawn = source(state, step)
-    return drawn._replace(batch=packed(drawn.batch))
-
-  return with_layout
-
-
 def planned(source: sources.Source, epochs: int) -> sources.Source:
   """Adds the host's order of prompts for each epoch, from (root key, step) alone."""
 
-  def with_order(state: State, step: int) -> sources.Drawn:
-    drawn = source(state, step)
+  def with_order(batch: Batch, state: State, step: int) -> Batch:
     rng = np.random.default_rng([*np.asarray(jax.random.key_data(state.key)), step])
-    n = drawn.batch.prompts.shape[0]
+    n = batch.prompts.shape[0]
     order = np.stack([rng.permutation(n) for _ in range(epochs)], 1)
-    return drawn._replace(batch=drawn.batch.replace(order=order.astype(np.int32)))
+    return batch.replace(order=order.astype(np.int32))
 
-  return with_order
+  return sources.changed(source, with_order)

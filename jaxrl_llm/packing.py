@@ -11,7 +11,7 @@ from jaxrl_llm.types import Batch, InputError, Layout
 
 
 def pack(batch: Batch, width: int, *, microbatches: int = 1, shards: int = 1) -> Batch:
-  """The batch, and its second stream, with a layout.
+  """The batch with a layout.
 
   Args:
     batch: of numpy arrays.
@@ -22,7 +22,6 @@ def pack(batch: Batch, width: int, *, microbatches: int = 1, shards: int = 1) ->
   Raises:
     InputError: a group is longer than a row.
   """
-  aux = batch.aux and pack(batch.aux, width, microbatches=microbatches, shards=shards)
   b, g, t = batch.completions.shape
   own = batch.row_prompt is not None
   lengths = (batch.row_prompt_length if own else batch.prompt_length).reshape(-1)
@@ -47,7 +46,7 @@ def pack(batch: Batch, width: int, *, microbatches: int = 1, shards: int = 1) ->
     layout[k] = layout[k][..., :read]
   row, slot = layout['back'] // width, layout['back'] % width
   layout['back'] = (row * read + slot).reshape(microbatches, -1, g, t)
-  return batch.replace(layout=Layout(**layout), aux=aux)
+  return batch.replace(layout=Layout(**layout))
 
 
 def bins(sizes: Sequence[int], width: int) -> list[list[int]]:

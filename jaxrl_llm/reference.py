@@ -11,9 +11,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from jaxrl_llm.data.examples import Data, Encoder, Example
+from jaxrl_llm.data.examples import Data, Encoder, Example, numbered
 from jaxrl_llm.forward import Forward
-from jaxrl_llm.sources import Drawn, Source
 from jaxrl_llm.types import Batch, State
 
 
@@ -25,9 +24,7 @@ class Scores:
     self.digest, self.encode, self.batch = data.digest[:8], encode, batch
     self.found = {k: np.broadcast_to(np.float32(0), self.shape(k)) for k in self.splits}
     read = lambda state, batch: forward(state.params, state.frozen, batch, ('logp',))
-    self.logp: Callable[[State, Batch], jax.Array] = jax.jit(
-      lambda state, batch: read(state, batch).logp
-    )
+    self.logp = jax.jit(lambda state, batch: read(state, batch).logp)
     self.place = place
 
   def shape(self, split: str) -> tuple[int, int, int]:
@@ -50,27 +47,14 @@ class Scores:
 
   def write(self, out: np.ndarray, state: State, examples: Sequence[Example]) -> None:
     for start in range(0, len(examples), self.batch):
-      rows = range(start, min(start + self.batch, len(examples)))
-      filled = [examples[rows[i % len(rows)]] for i in range(self.batch)]
-      batch = self.encode(filled).batch
+      batch = numbered(self.encode, examples, start, self.batch).batch
       logp = np.asarray(self.logp(state, self.place(batch)))
       inside = np.arange(logp.shape[-1]) < batch.length[..., None]
-      out[rows.start : rows.stop, :, : logp.shape[-1]] = np.where(inside, logp, 0.0)[
-        : len(rows)
-      ]
+      rows = out[start : start + self.batch, :, : logp.shape[-1]]
+      rows[:] = np.where(inside, logp, 0.0)[: len(rows)]
 
   def into(self, batch: Batch, split: str) -> Batch:
     """The batch with its reference's log-probs, found by `prompt_id`."""
     width, found = batch.completions.shape[-1], self.found[split]
     rows = np.minimum(batch.prompt_id, len(found) - 1)  # Filling has no row.
     return batch.replace(ref_logp=np.asarray(found[rows, :, :width]))
-
-
-def scored(source: Source, scores: Scores) -> Source:
-  """Adds the reference's log-probs to batches of training examples."""
-
-  def with_reference(state: State, step: int) -> Drawn:
-    drawn = source(state, step)
-    return drawn._replace(batch=scores.into(drawn.batch, 'train'))
-
-  return with_reference

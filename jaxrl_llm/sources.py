@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from jaxrl_llm import types
-from jaxrl_llm.data.examples import Encoder, collate
+from jaxrl_llm.data.examples import Coded, Encoder, collate
 from jaxrl_llm.rewards.combine import Scorer
 from jaxrl_llm.rewards.sample import Sample
 from jaxrl_llm.tasks.records import Record
@@ -116,7 +116,8 @@ def until_mixed(source: Source, *, prompts: int, limit: int) -> Source:
 
 def dataset(
   *,
-  examples: Sequence,
+  size: int,
+  read: Callable[[int], Coded],
   encode: Encoder,
   prompts: int,
   index: Callable[[int], Sequence[int]],
@@ -125,8 +126,9 @@ def dataset(
   """Batches of stored examples. The state is not looked at.
 
   Args:
-    examples: of data/examples.py, read when their turn comes.
-    encode: examples to a batch.
+    size: examples of the data set.
+    read: one of them as token ids (Encoder.read), when its turn comes.
+    encode: says how wide a batch is.
     prompts: examples per batch.
     index: step to the examples of its batch (data/order.py).
     share: the rows of a batch that this process reads (sharding.host_rows).
@@ -137,14 +139,14 @@ def dataset(
     everyone = index(step)
     mine = everyone[share]
     # All processes must agree on how wide a batch is.
-    coded = {i: encode.read(examples[i]) for i in (everyone if encode.bucket else mine)}
+    coded = {i: read(i) for i in (everyone if encode.bucket else mine)}
     widths = encode.widths(list(coded.values()))
     batch, dropped, cut = collate([coded[i] for i in mine], *widths)
     batch = batch.replace(prompt_id=np.array(mine, np.int32))
     metrics = {
       'tokens': float(batch.mask.sum()),
       'filled': float(batch.mask.mean()),
-      'epoch': step * prompts / len(examples),
+      'epoch': step * prompts / size,
       'dropped': float(dropped),
       'cut': float(cut),
     }
@@ -169,6 +171,16 @@ def ahead(source: Source, depth: int = 2) -> Source:
       if s not in coming:
         coming[s] = pool.submit(source, None, s)
     return coming.pop(step).result()
+
+  return drawn
+
+
+def changed(source: Source, change: Callable[[Batch, State, int], Batch]) -> Source:
+  """The same source with `change(batch, state, step)` in place of its batches."""
+
+  def drawn(state: State, step: int) -> Drawn:
+    found = source(state, step)
+    return found._replace(batch=change(found.batch, state, step))
 
   return drawn
 

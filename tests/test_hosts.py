@@ -27,13 +27,14 @@ coder = chat.coder(tokenizer, pretrained.stop_ids(tokenizer))
 mesh = sharding.make_mesh(data=2, fsdp=1)
 data = letters.letters(size=20)
 read = []
-class Watched(list):
-  def __getitem__(self, i):
-    read.append(i)
-    return list.__getitem__(self, i)
+encode = examples.Encoder(coder, max_prompt=16, max_length=8)
+def watched(i):
+  read.append(i)
+  return encode.read(data.train[i])
 source = sources.dataset(
-  examples=Watched(data.train),
-  encode=examples.Encoder(coder, max_prompt=16, max_length=8),
+  size=20,
+  read=watched,
+  encode=encode,
   prompts=8,
   index=order.shuffled([(20, 1.0)], 8, seed=0),
   share=sharding.host_rows(8, mesh),

@@ -181,9 +181,11 @@ CODER = chat.coder(TOKENIZER, (STOP,))
 
 def dataset(n, *, prompts=4, seed=1, share=slice(None)):
   """n examples, each 'a' and the stop token: of 2 tokens."""
+  encode = examples.Encoder(CODER, max_prompt=4, max_length=3)
   return sources.dataset(
-    examples=[Example(ask('x'), ('a',), (1.0,))] * n,
-    encode=examples.Encoder(CODER, max_prompt=4, max_length=3),
+    size=n,
+    read=lambda i: encode.read(Example(ask('x'), ('a',), (1.0,))),
+    encode=encode,
     prompts=prompts,
     index=order.shuffled([(n, 1.0)], prompts, seed),
     share=share,

@@ -1,13 +1,16 @@
 """Stored completions as a batch: demonstrations, pairs, rankings, labels."""
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from jaxrl_llm import types
 from jaxrl_llm.data.chat import Coder, Completion, Ids, Prompt
+from jaxrl_llm.data.tables import located
 from jaxrl_llm.types import Batch, InputError
 
 
@@ -87,8 +90,9 @@ class Encoder:
   bucket: int = 0
 
   def __post_init__(self):
-    for name, known in POLICIES.items():
-      if (value := getattr(self, name)) not in known:
+    chosen = (self.long_prompt, self.long_completion)
+    for (name, known), value in zip(POLICIES.items(), chosen):
+      if value not in known:
         raise InputError(f'config.data.{name}={value!r}; there are {known}.')
 
   def __call__(self, examples: Sequence[Example]) -> Encoded:
@@ -98,12 +102,8 @@ class Encoder:
 
   def read(self, example: Example) -> Coded:
     """One example as token ids, or what is left of it."""
-    try:
+    with located(example.where) if example.where else contextlib.nullcontext():
       return self.coded(example)
-    except InputError as error:
-      if not example.where:
-        raise
-      raise InputError(f'{example.where}: {error}') from error
 
   def coded(self, example: Example) -> Coded:
     prompt = self.coder.prompt(example.prompt)
@@ -181,6 +181,20 @@ def collate(coded: Sequence[Coded], prompt_width: int, width: int) -> Encoded:
   return Encoded(batch, sum(not c.kept for c in coded), int(cut.sum()))
 
 
+def numbered(
+  encode: Encoder, examples: Sequence[Example], start: int, batch: int
+) -> Encoded:
+  """Examples from `start` on, filled up to a batch; the filling is not valid."""
+  index = range(start, min(start + batch, len(examples)))
+  rows, dropped, cut = encode([examples[i] for i in index])
+  short = batch - len(index)
+  fill = lambda x: np.concatenate([x, np.repeat(x[:1], short, 0)])
+  rows = jax.tree.map(fill, rows)
+  rows.valid[len(index) :] = 0.0
+  ids = np.arange(start, start + batch, dtype=np.int32)
+  return Encoded(rows.replace(prompt_id=ids), dropped, cut)
+
+
 def boundaries(coder: Coder, examples: Sequence[Example]) -> list[str]:
   """A line to say where prompts end within a token of one encoding, else none."""
   looked = [examples[i] for i in range(min(len(examples), 100))]
@@ -201,15 +215,14 @@ def check(examples: Sequence[Example], encode: Encoder, method: str) -> None:
     InputError: one cannot be encoded, is of another shape than the first, or is what
       the method would misread.
   """
-  shape = lambda e: (len(e.completions), sorted(e.extra))
+  first = describe(examples[0])
   for i in range(len(examples)):
     example = examples[i]
     encode.read(example)
     where = example.where or f'example {i}'
-    if shape(example) != shape(examples[0]):
+    if (found := describe(example)) != first:
       raise InputError(
-        f'{where}: {describe(example)}; the first one has {describe(examples[0])}. All '
-        'of a data set are alike.'
+        f'{where}: {found}; the first one has {first}. All of a data set are alike.'
       )
     if wrong := misread(example.reward, method):
       raise InputError(f'{where}: {method}: {wrong}')

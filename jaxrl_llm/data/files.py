@@ -10,7 +10,7 @@ from jaxrl_llm import build
 from jaxrl_llm.data import contamination as overlap
 from jaxrl_llm.data.examples import Data, Example
 from jaxrl_llm.data.kinds import KINDS, check
-from jaxrl_llm.data.tables import open_table
+from jaxrl_llm.data.tables import located, open_table
 from jaxrl_llm.types import InputError
 
 
@@ -46,15 +46,10 @@ def files(
   Raises:
     InputError: names file and line of the first row that does not fit.
   """
-  convert = KINDS.get(kind) or (
-    build.attribute('', kind, 'config.data.kind') if '.' in kind else None
-  )
-  if convert is None:
-    raise InputError(f'config.data.kind={kind!r}. {build.near(kind, KINDS)}')
   for name, value in (('test_size', test_size), ('limit', limit)):
     if value < 0:
       raise InputError(f'config.data.{name}={value}; give 0 or more.')
-  read = reader(convert, named(columns), as_chat)
+  read = reader(converter(kind), named(columns), as_chat)
   if bad_rows not in ('error', 'drop'):
     raise InputError(f"config.data.bad_rows={bad_rows!r}; there are 'error', 'drop'.")
   digest, report = hashlib.sha256(), []
@@ -78,6 +73,15 @@ def files(
   if contamination:
     report.append(overlap.report(prompts(train), prompts(test), contamination))
   return Data(train, test, digest.hexdigest(), report)
+
+
+def converter(kind: str) -> Callable[[dict], Example]:
+  """The function of a kind, or of a dotted path."""
+  if '.' in kind:
+    return build.attribute('', kind, 'config.data.kind')
+  if kind not in KINDS:
+    raise InputError(f'config.data.kind={kind!r}. {build.near(kind, KINDS)}')
+  return KINDS[kind]
 
 
 def named(columns: dict | str) -> dict[str, str]:
@@ -137,10 +141,8 @@ class Examples(Sequence):
 
   def __getitem__(self, index: int) -> Example:
     row, where = self.table[self.rows[index]], self.table.where(self.rows[index])
-    try:
+    with located(where):
       return self.read(row)._replace(where=where)
-    except InputError as error:
-      raise InputError(f'{where}: {error}') from error
 
   def chosen(self, which: np.ndarray) -> 'Examples':
     """Those of some rows."""

@@ -25,8 +25,7 @@ def mixture(*, parts: dict) -> Data:
       raise InputError(f'{where}.weight={weights[key]}; a positive number is due.')
     if 'name' not in options:
       raise InputError(f'{where} has no name; give the name of a data set.')
-    load = build.find('jaxrl_llm.data', options.pop('name'), where)
-    found[key] = build.call(load, options, where)
+    found[key] = build.made('jaxrl_llm.data', options, where)
   if not found:
     raise InputError('config.data.parts is empty; give at least one data set.')
   digest = hashlib.sha256(repr([d.digest for d in found.values()]).encode())

@@ -12,7 +12,7 @@ import numpy as np
 from jaxrl_llm.data.examples import Data
 from jaxrl_llm.data.files import held_out, key_of
 from jaxrl_llm.data.kinds import KINDS, text
-from jaxrl_llm.data.tables import open_table
+from jaxrl_llm.data.tables import located, open_table
 from jaxrl_llm.types import InputError
 
 
@@ -33,11 +33,10 @@ def solutions(
     raise InputError(f"solutions: kind is 'labels' or 'pairs', not {kind!r}.")
   table, found, digest = open_table(path), [], hashlib.sha256()
   for i in range(len(table)):
-    digest.update(json.dumps(table[i], sort_keys=True).encode())
-    try:
-      found += [KINDS[kind](row) for row in expand(table[i])]
-    except InputError as error:
-      raise InputError(f'{table.where(i)}: {error}') from error
+    row = table[i]
+    digest.update(json.dumps(row, sort_keys=True).encode())
+    with located(table.where(i)):
+      found += [KINDS[kind](one) for one in expand(row)]
   held = held_out(np.array([key_of(e, seed) for e in found], np.uint64), test_size)
   train = [e for e, out in zip(found, held) if not out]
   test = [e for e, out in zip(found, held) if out]

@@ -4,6 +4,7 @@ A table is a sequence of dicts. Opening one holds offsets, not rows.
 """
 
 import array
+import contextlib
 import gzip
 import json
 import os
@@ -78,6 +79,15 @@ class Rows(Sequence):
 def said(error: Exception) -> str:
   """What went wrong with a file, without its path."""
   return (isinstance(error, OSError) and error.strerror) or str(error)
+
+
+@contextlib.contextmanager
+def located(where: str):
+  """Puts where a row stands before what is wrong with it."""
+  try:
+    yield
+  except InputError as error:
+    raise InputError(f'{where}: {error}') from error
 
 
 def unpacked(path: str):

@@ -6,12 +6,10 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
-from jaxrl_llm.data.examples import Encoded, Encoder, Example
+from jaxrl_llm.data.examples import Encoder, Example, numbered
 from jaxrl_llm.evaluate import accuracy
 from jaxrl_llm.evaluate.held_out import Held
 from jaxrl_llm.ops import metrics as metrics_lib
-from jaxrl_llm.step import WEIGHTS
-from jaxrl_llm.types import Batch
 
 
 def make_stored(
@@ -38,13 +36,20 @@ def make_stored(
   starts = range(0, len(examples), batch)
 
   @functools.cache
-  def whole() -> Batch:
-    """All held-out rows' mask and weights, on the host."""
+  def whole() -> dict[str, np.ndarray]:
+    """The weights of all held-out rows, on the host."""
     found = [numbered(encode, examples, start, batch).batch for start in starts]
     wide = [(0, 0), (0, 0)]
     mask = [x.mask * x.valid[..., None] for x in found]
     mask = [np.pad(m, [*wide, (0, encode.max_length - m.shape[2])]) for m in mask]
-    return jax.device_get(weigh(found[0].replace(mask=np.concatenate(mask))))
+    all_rows = weigh(found[0].replace(mask=np.concatenate(mask)))
+    return jax.device_get(
+      {
+        'weight': all_rows.weight,
+        'seq_weight': all_rows.seq_weight,
+        'prompt_weight': all_rows.prompt_weight,
+      }
+    )
 
   def evaluate(state) -> Held:
     totals: list[dict] = []
@@ -53,7 +58,7 @@ def make_stored(
     for start in starts:
       rows, dropped, cut = numbered(encode, examples, start, batch)
       mine, width = slice(start, start + batch), rows.mask.shape[2]
-      weights = {k: getattr(whole(), k)[mine] for k in WEIGHTS}
+      weights = {k: x[mine] for k, x in whole().items()}
       weights['weight'] = weights['weight'][..., :width]
       totals.append(jax.device_get(measure(state, place(rows.replace(**weights)))))
       if rows.valid.shape[1] == 2:
@@ -63,24 +68,10 @@ def make_stored(
     if pairs:
       ahead, count = np.sum(pairs, 0)
       counts['eval/longer'] = float(ahead / max(count, 1.0))
-    groups = int((whole().prompt_weight > 0).sum())
+    groups = int((whole()['prompt_weight'] > 0).sum())
     return Held(summary(totals, groups) | counts, [])
 
   return evaluate
-
-
-def numbered(
-  encode: Encoder, examples: Sequence[Example], start: int, batch: int
-) -> Encoded:
-  """Examples from `start` on, filled up to a batch; the filling is not valid."""
-  index = range(start, min(start + batch, len(examples)))
-  rows, dropped, cut = encode([examples[i] for i in index])
-  short = batch - len(index)
-  fill = lambda x: np.concatenate([x, np.repeat(x[:1], short, 0)])
-  rows = jax.tree.map(fill, rows)
-  rows.valid[len(index) :] = 0.0
-  ids = np.arange(start, start + batch, dtype=np.int32)
-  return Encoded(rows.replace(prompt_id=ids), dropped, cut)
 
 
 def longer(length: np.ndarray, valid: np.ndarray) -> tuple[float, float]:

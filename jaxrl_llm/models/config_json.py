@@ -99,7 +99,10 @@ def stored(values: dict[str, Any], tokenizer=None) -> dict[str, Any]:
   """What an export's `config.json` says: float32, and the tokenizer's special ids."""
   ids = {}
   if tokenizer is not None:
-    names = ('bos_token_id', 'eos_token_id', 'pad_token_id')
-    ids = {name: getattr(tokenizer, name) for name in names}
+    ids = {
+      'bos_token_id': tokenizer.bos_token_id,
+      'eos_token_id': tokenizer.eos_token_id,
+      'pad_token_id': tokenizer.pad_token_id,
+    }
   kept = {k: v for k, v in values.items() if k not in ('dtype', 'torch_dtype')}
   return kept | {'torch_dtype': 'float32'} | ids

@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxrl_llm.data import contamination as overlap
 from jaxrl_llm.data import kinds
-from jaxrl_llm.data.tables import open_table
+from jaxrl_llm.data.tables import located, open_table
 from jaxrl_llm.rewards import extract as extraction
 from jaxrl_llm.rewards import numbers
 from jaxrl_llm.rewards.numeric import gold
@@ -86,12 +86,9 @@ def read(path: str, convert) -> list[Record]:
   """Every row of a table as a record."""
   table, found = open_table(path), []
   for i in range(len(table)):
-    try:
-      found.append(convert(table[i], i))
-    except InputError as error:
-      where = table.where(i)
-      said = str(error)
-      raise InputError(said if where in said else f'{where}: {said}') from error
+    row = table[i]
+    with located(table.where(i)):
+      found.append(convert(row, i))
   if not found:
     raise InputError(f'{path}: no line holds anything; give at least one question.')
   return found

@@ -1,5 +1,7 @@
 """The quickstart on three seeds, and once without KL. About eleven minutes an arm."""
 
+from jaxrl_llm.train import interval
+
 CONFIG = '--config=configs/quickstart.py'
 ARMS = {
   'seed0': [CONFIG, '--config.seed=0'],
@@ -23,10 +25,6 @@ def verdict(result: dict) -> str:
 
 def table(result: dict) -> str:
   """The README's table: an arm a line."""
-  percent = lambda m: (
-    f'{100 * m["eval/accuracy"]:.1f} % '
-    f'[{100 * m["eval/low"]:.1f}, {100 * m["eval/high"]:.1f}]'
-  )
   rows = [
     '| run | held-out accuracy before | after | completions |',
     '|---|---|---|---|',
@@ -36,7 +34,7 @@ def table(result: dict) -> str:
       arm.replace('_', ' ').replace('seed', 'seed ').replace('no kl', 'without KL,')
     )
     rows.append(
-      f'| {words} | {percent(a["before"])} | {percent(a["after"])} | '
+      f'| {words} | {interval(a["before"])} | {interval(a["after"])} | '
       f'{a["rollouts"]:.0f} |'
     )
   return '\n'.join(rows)

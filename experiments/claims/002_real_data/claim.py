@@ -1,5 +1,7 @@
 """The configs for stored completions on real data. Under twenty minutes an arm."""
 
+from jaxrl_llm.train import interval
+
 SOLUTIONS = '--config.data.path={gsm8k}/model_solutions.jsonl'
 ARMS = {
   'bt': ['--config=configs/gsm8k_solutions.py:bradley_terry', SOLUTIONS],
@@ -59,7 +61,7 @@ def table(result: dict) -> str:
   ]
   for arm, a in result['arms'].items():
     pairs = 'eval/accuracy' in a['after']
-    shown = accuracy if pairs else lambda m: f'{m["eval/loss"]:.3f}'
+    shown = interval if pairs else lambda m: f'{m["eval/loss"]:.3f}'
     length = f'{100 * by_length(a["after"]):.1f} %' if pairs else ''
     minutes = (a['seconds_in_steps'] + a['seconds_in_evaluation']) / 60
     rows.append(
@@ -67,8 +69,3 @@ def table(result: dict) -> str:
       f'{a["steps"]} | {minutes:.0f} |'
     )
   return '\n'.join(rows)
-
-
-def accuracy(held: dict) -> str:
-  value, low, high = (100 * held[f'eval/{k}'] for k in ('accuracy', 'low', 'high'))
-  return f'{value:.1f} % [{low:.1f}, {high:.1f}]'
