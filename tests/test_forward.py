@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import toy
 
 from jaxrl_llm import build, forward, types
+from jaxrl_llm.models import attention
 from jaxrl_llm.models.config import DecoderConfig
 from jaxrl_llm.models.decoder import Decoder, causal, head_kernel
 from jaxrl_llm.ops import logprobs
@@ -330,3 +332,41 @@ def test_the_roles_a_method_touches():
   assert found['sft'] == {'params': {'policy'}, 'frozen': set()}
   assert found['dpo'] == {'params': {'policy'}, 'frozen': {'ref'}}
   assert found['ppo'] == {'params': {'policy', 'critic'}, 'frozen': {'ref'}}
+
+
+def test_attention_in_blocks_of_queries_is_attention(monkeypatch):
+  """Values and gradients, with a prefix, a window and a cap, over a ragged last block;
+  against a softmax over all slots, in float64.
+  """
+  b, g, t, p, h, k, d = 2, 2, 11, 3, 4, 2, 5
+  draw = lambda i, *shape: np.random.default_rng(i).normal(size=shape)
+  arrays = (
+    draw(0, b, g, t, h, d),
+    *(draw(i, b, k, g, t, d) for i in (1, 2)),
+    *(draw(i, b, k, 1, p, d) for i in (3, 4)),
+  )
+  positions = jnp.broadcast_to(p + jnp.arange(t), (b, g, t))
+  mask = causal(t) & attention.near(positions, positions, 6)
+  prefix_mask = attention.near(positions, jnp.arange(p)[None, None], 6)
+  monkeypatch.setattr(attention, 'BLOCK', 4)
+  monkeypatch.setattr(attention, 'BLOCKS', 3)
+
+  def ours(q, *kv):
+    own, prefix = attention.KV(*kv[:2]), attention.KV(*kv[2:])
+    return attention.attend(q, own, mask, prefix, prefix_mask, cap=2.0, causal=True)
+
+  def plain(q, key, value, before, said):
+    spread = lambda x: jnp.broadcast_to(x, (b, k, g, *x.shape[3:]))
+    join = lambda x, y: jnp.repeat(jnp.concatenate([spread(x), y], 3), h // k, 1)
+    scores = jnp.einsum('bgthd,bhgsd->bhgts', q, join(before, key))
+    seen = jnp.concatenate([prefix_mask, mask], -1)[:, None]
+    weight = jax.nn.softmax(jnp.where(seen, 2 * jnp.tanh(scores / 2), -1e30), -1)
+    return jnp.einsum('bhgts,bhgsd->bgthd', weight, join(said, value))
+
+  probe = jnp.asarray(draw(9, b, g, t, h, d))
+  slope = lambda f: jax.grad(lambda *x: (probe * f(*x)).sum(), argnums=(0, 1, 2, 3, 4))
+  with toy.float64():
+    due = plain(*arrays), *slope(plain)(*arrays)
+    np.testing.assert_allclose(ours(*arrays), due[0], atol=1e-6)
+    for x, y in zip(slope(ours)(*arrays), due[1:]):
+      np.testing.assert_allclose(x, y, atol=1e-5)

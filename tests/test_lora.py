@@ -171,7 +171,8 @@ def test_every_method_trains_adapters_alone(name):
   first, due = state, FIRST.get(name, {})
   assert due or 'ref' not in roles['frozen']
   state, metrics = update(state, toy.batch())
-  assert {k: float(metrics[k]) for k in due} == pytest.approx(due, abs=1e-6)
+  # A ratio is between two programs, each with the rounding of its own.
+  assert {k: float(metrics[k]) for k in due} == pytest.approx(due, abs=3e-6)
   for _ in range(2):
     state, _ = update(state, toy.batch())
   assert int(state.applied) == 3

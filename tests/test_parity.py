@@ -64,7 +64,7 @@ def in_parts(config, params, tokens, cached):
     hidden = decoder.extend(model, params, length, rest, prefix)
     return logits_of(config, params, hidden)[:, 0]
   count = rest.shape[-1] + 2
-  shape = (config.layers, len(tokens), 1, count, config.kv_heads, config.head_dim)
+  shape = (config.layers, len(tokens), config.kv_heads, 1, count, config.head_dim)
 
   def step(cache, t):
     seen = jnp.broadcast_to(jnp.arange(count) <= t, (len(tokens), 1, 1, count))

@@ -1,5 +1,6 @@
 """Softmax attention over a shared prefix and a row's own slots."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -7,54 +8,81 @@ import jax.numpy as jnp
 
 from jaxrl_llm.types import BGT, Array
 
+BLOCK, BLOCKS = 128, 8  # Queries taken at once: at least so many, in so many pieces.
+
 
 class KV(NamedTuple):
-  """Keys (rotated) and values of every layer: [L, B, G, S, kv_heads, head_dim]."""
+  """Keys (rotated) and values, heads first: [B, K, G, S, d], or a stack of layers."""
 
   key: Array
   value: Array
 
 
 def attend(
-  q, kv: KV, mask, prefix: KV | None, prefix_mask, *, cap: float = 0.0
+  q, kv: KV, mask, prefix: KV | None, prefix_mask, *, cap: float = 0.0, causal: bool
 ) -> Array:
-  """Softmax attention over a group's shared prefix and a row's own slots.
+  """softmax(q . key) . value over the slots of the prefix and of the row together.
 
   The softmax is in float32. The prefix is never copied per row: its scores are a
   product of its own.
 
   Args:
-    q: [B, G, T, H, d], scaled. kv: [B, G, S, K, d] each; mask: [B, G, T, S] bool.
-    prefix: [B, 1, P, K, d] each; prefix_mask: [B, G, T, P] bool. Axes of 1 broadcast.
+    q: [B, G, T, H, d], scaled. kv: [B, K, G, S, d] each; mask: [B, G, T, S] bool.
+    prefix: [B, K, 1, P, d] each; prefix_mask: [B, G, T, P] bool. Axes of 1 broadcast.
     cap: scores become cap * tanh(scores / cap); 0 leaves them.
+    causal: token t sees own slots up to t only, and S = T. Long rows then go in blocks
+      of queries that leave out the slots after them, and keep no scores for backward.
 
   Returns:
     [B, G, T, H, d].
   """
   b, g, t, h, d = q.shape
-  q = q.reshape(b, g, t, kv.key.shape[-2], -1, d)
-  scores = jnp.einsum('bgtkrd,bgskd->bgkrts', q, kv.key)
-  scores = masked(scores, mask[:, :, None, None], cap)
-  if prefix is None:
-    weight = jax.nn.softmax(scores, -1).astype(q.dtype)
-    out = jnp.einsum('bgkrts,bgskd->bgtkrd', weight, kv.value)
-    return out.reshape(b, g, t, h, d)
-  key, value = prefix.key[:, 0], prefix.value[:, 0]  # [B, P, K, d]
-  before = jnp.einsum('bgtkrd,bpkd->bgkrtp', q, key)
-  before = masked(before, prefix_mask[:, :, None, None], cap)
-  split = key.shape[1]
-  weight = jax.nn.softmax(jnp.concatenate([before, scores], -1), -1).astype(q.dtype)
-  out = jnp.einsum('bgkrtp,bpkd->bgtkrd', weight[..., :split], value)
-  out += jnp.einsum('bgkrts,bgskd->bgtkrd', weight[..., split:], kv.value)
-  return out.reshape(b, g, t, h, d)
+  q = q.reshape(b, g, t, kv.key.shape[1], -1, d).transpose(0, 3, 1, 4, 2, 5)
+  if prefix is not None:
+    prefix = jax.tree.map(lambda x: x[:, :, 0], prefix)
+  part = functools.partial(mixed, prefix=prefix, cap=cap)
+  if not causal or t <= BLOCK:
+    out = part(q, kv, mask, prefix_mask=prefix_mask)
+  else:
+    size = max(BLOCK, -(-t // BLOCKS))
+    out = []
+    for end in range(size, t + size, size):
+      rows = lambda x: x if x is None or x.shape[2] == 1 else x[:, :, end - size : end]
+      own = jax.tree.map(lambda x: x[:, :, :, :end], kv)
+      seen = rows(mask)[..., :end]
+      piece = q[:, :, :, :, end - size : end]
+      out.append(
+        jax.checkpoint(part)(piece, own, seen, prefix_mask=rows(prefix_mask))
+      )
+    out = jnp.concatenate(out, 4)
+  return out.transpose(0, 2, 4, 1, 3, 5).reshape(b, g, t, h, d)
+
+
+def mixed(q, kv: KV, mask, prefix: KV | None, prefix_mask, *, cap: float) -> Array:
+  """`attend` heads first: q [B, K, G, H / K, T, d]; the prefix [B, K, P, d] each.
+
+  Heads that share keys, and rows that share a prefix, are one product each.
+  """
+  wide = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+  scores = [masked(wide('bkgrtd,bkgsd->bkgrts', q, kv.key), mask, cap)]
+  if prefix is not None:
+    before = wide('bkgrtd,bkpd->bkgrtp', q, prefix.key)
+    scores.append(masked(before, prefix_mask, cap))
+  top = functools.reduce(jnp.maximum, [s.max(-1, keepdims=True) for s in scores])
+  weights = [jnp.exp(s - jax.lax.stop_gradient(top)) for s in scores]
+  total = sum(w.sum(-1, keepdims=True) for w in weights)
+  weights = [w.astype(q.dtype) for w in weights]
+  out = wide('bkgrts,bkgsd->bkgrtd', weights[0], kv.value)
+  if prefix is not None:
+    out += wide('bkgrtp,bkpd->bkgrtd', weights[1], prefix.value)
+  return (out / total).astype(q.dtype)
 
 
 def masked(scores: Array, mask: Array, cap: float) -> Array:
-  """Scores in float32, capped, with a large negative number where `mask` is false."""
-  scores = scores.astype(jnp.float32)
+  """Scores [B, K, G, R, T, S], capped, very negative where `mask` is false."""
   if cap:
     scores = cap * jnp.tanh(scores / cap)
-  return jnp.where(mask, scores, -1e30)
+  return jnp.where(mask[:, None, :, None], scores, -1e30)
 
 
 def near(positions: BGT, there: BGT, window: Array) -> Array:

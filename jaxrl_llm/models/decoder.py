@@ -43,9 +43,15 @@ class Prefix(NamedTuple):
 class PerLayer(NamedTuple):
   """What differs from layer to layer and is not learned."""
 
-  frequency: Array  # [L, rotary / 2]
-  gain: Array  # [L]
+  turn: Array  # [L] int32, its kind of rotation.
   window: Array  # [L] int32
+
+
+class Turns(NamedTuple):
+  """Sine and cosine of every angle, by kind of rotation: [N, B, G, T, rotary / 2]."""
+
+  sin: Array
+  cos: Array
 
 
 class Decoder(nn.Module):
@@ -82,7 +88,7 @@ class Decoder(nn.Module):
       mask: [B, G, T, S] bool, which of the S own slots a token sees (S = T without
         a cache). A row that sees nothing at all gets finite, meaningless numbers.
       prefix: the prompt's keys and values, seen by every token of the group.
-      cache: own slots [L, B, G, S, ...], written at `index` (scalar) and returned.
+      cache: own slots [L, B, K, G, S, d], written at `index` (scalar) and returned.
     """
     c = self.config
     embed = self.param('embed', NORMAL, (c.vocab, c.width))
@@ -101,14 +107,17 @@ class Decoder(nn.Module):
       block,
       variable_axes={'params': 0},
       split_rngs={'params': True},
-      in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast, 0, 0, nn.broadcast),
+      in_axes=(0, *(nn.broadcast,) * 4, 0, 0, nn.broadcast),
       length=c.layers,
     )(c, self.dtype, self.spread, self.lora, name='layers')
     prefix_kv, prefix_mask = (None, None) if prefix is None else prefix
     windows = jnp.array([w or ALL for w in c.windows or (0,) * c.layers], jnp.int32)
-    per_layer = PerLayer(*map(jnp.asarray, rope.table(c)), windows)
+    kinds, frequency, gain = map(jnp.asarray, rope.table(c))
+    turns, per_layer = angles(positions, frequency, gain), PerLayer(kinds, windows)
     x = self.spread(x)
-    x, kv = layers(x, per_layer, positions, mask, prefix_mask, prefix_kv, cache, index)
+    x, kv = layers(
+      x, per_layer, turns, positions, mask, prefix_mask, prefix_kv, cache, index
+    )
     return norm(self, c, 'final_norm', x), kv
 
 
@@ -121,13 +130,17 @@ class Block(nn.Module):
   lora: Lora | None
 
   @nn.compact
-  def __call__(self, x, per_layer, positions, mask, prefix_mask, prefix, cache, index):
+  def __call__(
+    self, x, per_layer, turns, positions, mask, prefix_mask, prefix, cache, index
+  ):
     c = self.config
     q, k, v = self.project(self.norm('attn_norm', x))
-    q, k = (rotate(y, positions, per_layer) for y in (q, k))
-    kv, there = KV(k, v), positions
+    turn = jax.tree.map(lambda y: y[per_layer.turn], turns)
+    q, k = rotate(q, turn), rotate(k, turn)
+    heads_first = lambda y: y.transpose(0, 3, 1, 2, 4)
+    kv, there = KV(heads_first(k), heads_first(v)), positions
     if cache is not None:
-      write = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, index, 2)
+      write = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, index, 3)
       kv = jax.tree.map(write, cache, kv)
       there = positions[..., :1] - index + jnp.arange(mask.shape[-1])[None, None]
     if prefix is not None:
@@ -144,6 +157,7 @@ class Block(nn.Module):
       prefix,
       prefix_mask,
       cap=c.attention_cap,
+      causal=cache is None,
     )
     out = self.dense('o', out.reshape(*out.shape[:3], -1), c.width)
     x = self.spread(x + self.norm('attn_post_norm', out))
@@ -193,7 +207,7 @@ class Block(nn.Module):
 
   def dense(self, name, x, width):
     kernel = self.param(name, NORMAL, (x.shape[-1], width)).astype(self.dtype)
-    y = jnp.einsum('bgti,io->bgto', x, kernel)
+    y = product(x, kernel)
     if name in self.config.biases:
       bias = self.param(f'{name}_bias', ZEROS, (width,))
       y += bias.astype(self.dtype)[None, None, None]
@@ -209,12 +223,20 @@ class Block(nn.Module):
     )
     a = self.param(f'{name}_lora_a', uniform, (x.shape[-1], self.lora.rank))
     b = self.param(f'{name}_lora_b', ZEROS, (self.lora.rank, width))
-    low = jnp.einsum('bgti,ir->bgtr', x, a.astype(self.dtype))
-    high = jnp.einsum('bgtr,ro->bgto', low, b.astype(self.dtype))
+    high = product(product(x, a.astype(self.dtype)), b.astype(self.dtype))
     return self.lora.alpha / self.lora.rank * high
 
   def norm(self, name, x):
     return norm(self, self.config, name, x) if name in self.config.norms else x
+
+
+def product(x: Array, kernel: Array) -> Array:
+  """[..., I] and [I, O] to [..., O].
+
+  As a product of two matrices, whose gradient is one too: with more axes XLA copies
+  the activations into another order first.
+  """
+  return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], -1)
 
 
 def norm(module: nn.Module, c: DecoderConfig, name: str, x: Array) -> Array:
@@ -234,15 +256,20 @@ def norm(module: nn.Module, c: DecoderConfig, name: str, x: Array) -> Array:
   return y.astype(x.dtype)
 
 
-def rotate(x: Array, positions: BGT, per_layer: PerLayer) -> Array:
+def angles(positions: BGT, frequency: Array, gain: Array) -> Turns:
+  """Sine and cosine at each position, once for all layers: N kinds, [N, rotary / 2]."""
+  angle = positions[None, ..., None] * frequency[:, None, None, None]
+  gain = gain[:, None, None, None, None]
+  return Turns(jnp.sin(angle) * gain, jnp.cos(angle) * gain)
+
+
+def rotate(x: Array, turn: Turns) -> Array:
   """Rotary position embedding, half-split: [B, G, T, H, d] to the same.
 
-  Only the first 2 * len(frequency) dimensions turn.
+  Only the first dimensions turn, two for each angle of `turn` [B, G, T, rotary / 2].
   """
-  half = per_layer.frequency.shape[-1]
-  turned, rest = jnp.split(x.astype(jnp.float32), [2 * half], -1)
-  angle = positions[..., None, None] * per_layer.frequency[None, None, None, None]
-  sin, cos = jnp.sin(angle) * per_layer.gain, jnp.cos(angle) * per_layer.gain
+  sin, cos = (y[..., None, :] for y in turn)
+  turned, rest = jnp.split(x.astype(jnp.float32), [2 * sin.shape[-1]], -1)
   a, b = jnp.split(turned, 2, -1)
   parts = [a * cos - b * sin, b * cos + a * sin, rest]
   return jnp.concatenate(parts, -1).astype(x.dtype)

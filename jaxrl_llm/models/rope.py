@@ -7,20 +7,21 @@ import numpy as np
 from jaxrl_llm.models.config import DecoderConfig, Rope
 
 
-def table(config: DecoderConfig) -> tuple[np.ndarray, np.ndarray]:
-  """Frequencies [L, rotary / 2] and gains [L], float32.
+def table(config: DecoderConfig) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Each layer's kind [L] int32; of each kind frequencies [N, rotary / 2] and gain [N].
 
   A layer without position embedding has frequencies of zero: it turns nothing.
   """
   rotary = config.rotary or config.head_dim
-  rows, gains = [], []
+  rows = []
   for layer in range(config.layers):
     windowed = bool(config.windows) and config.windows[layer] > 0
     rope = config.local_rope if windowed and config.local_rope else config.rope
     off = rope is None or layer in config.no_rope
-    rows.append(np.zeros(rotary // 2) if off else frequencies(rope, rotary))
-    gains.append(1.0 if off else rope.gain)
-  return np.array(rows, np.float32), np.array(gains, np.float32)
+    turning = np.zeros(rotary // 2) if off else frequencies(rope, rotary)
+    rows.append([*turning, 1.0 if off else rope.gain])
+  kinds, layers = np.unique(np.array(rows, np.float32), axis=0, return_inverse=True)
+  return layers.reshape(-1).astype(np.int32), kinds[:, :-1], kinds[:, -1]
 
 
 def frequencies(rope: Rope, rotary: int) -> np.ndarray:

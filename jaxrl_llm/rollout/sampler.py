@@ -89,10 +89,10 @@ def row_keys(key: Array, prompt_id: Array, group: int) -> Array:
 def blank_carry(decoder: Decoder, hidden: Array, b: int, group: int, length: int):
   """Before the first token: (t, hidden, cache, tokens, logp, length, alive).
 
-  The cache has room for `length` tokens of every row: [L, B, G, length, ...].
+  The cache has room for `length` tokens of every row: [L, B, K, G, length, d].
   """
   c = decoder.config
-  shape = (c.layers, b, group, length, c.kv_heads, c.head_dim)
+  shape = (c.layers, b, c.kv_heads, group, length, c.head_dim)
   cache = KV(jnp.zeros(shape, decoder.dtype), jnp.zeros(shape, decoder.dtype))
   tokens = jnp.zeros((b, group, length), jnp.int32)
   alive = jnp.ones((b, group), bool)
