@@ -16,13 +16,15 @@ from jaxrl_llm.default_config import adam, default_config, files, stored
 
 def get_config() -> config_dict.ConfigDict:
   c = default_config('gsm8k_sft', 'sft')
-  c.steps = 25
-  c.plan.update(microbatches=2, pack=384)
+  c.steps = 63
+  c.plan.update(microbatches=2, pack=512)
   c.model.lora.rank = 16
   c.optimizer = dict(policy=adam(2e-4))
   c.optimizer.policy.decay = 'linear'
-  c.evaluation = dict(every=25, batch=8)
-  c.source = stored(8, 160, 160)
+  c.evaluation = dict(every=63, batch=16)
+  c.source = stored(16, 256, 256)
   c.data = files('demonstrations')
-  c.data.update(columns='prompt=question,completion=answer', as_chat=True, test_size=80)
+  c.data.update(
+    columns='prompt=question,completion=answer', as_chat=True, test_size=500
+  )
   return c

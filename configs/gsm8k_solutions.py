@@ -17,24 +17,25 @@ from ml_collections import config_dict
 from jaxrl_llm.default_config import adam, default_config, stored
 
 # A method's kind of data, the role that it trains, and tokens a row.
-METHODS = {'kto': ('labels', 'policy', 384), 'bradley_terry': ('pairs', 'reward', 512)}
+METHODS = {'kto': ('labels', 'policy', 512), 'bradley_terry': ('pairs', 'reward', 896)}
 
 
 def get_config(method: str = 'kto') -> config_dict.ConfigDict:
   c = default_config(f'gsm8k_solutions_{method}', method)
   kind, role, width = METHODS[method]
-  c.steps = 25
+  c.steps = 63
   c.plan.update(microbatches=2, pack=width)
   c.model.lora.rank = 16
   c.optimizer = {role: adam(2e-4)}
   c.optimizer[role].decay = 'linear'
-  c.evaluation = dict(every=25, batch=4)
-  c.source = stored(8, 160, 160)
+  c.evaluation = dict(every=63, batch=16)
+  c.source = stored(16, 256, 256)
+  c.source.bucket = 64
   c.data = dict(
     name='solutions',
     path=config_dict.placeholder(str),
     kind=kind,
-    test_size=80,
+    test_size=500,
     long_prompt='drop',
     long_completion='cut',
   )

@@ -17,13 +17,14 @@ from jaxrl_llm.default_config import adam, default_config, files, stored
 
 def get_config() -> config_dict.ConfigDict:
   c = default_config('hh_dpo', 'dpo')
-  c.steps = 30
-  c.plan.update(microbatches=2, pack=320)
+  c.steps = 63
+  c.plan.pack = 1024
   c.model.lora.rank = 16
   c.optimizer = dict(policy=adam(1e-4))
   c.optimizer.policy.decay = 'linear'
-  c.evaluation = dict(every=30, batch=8)
-  c.source = stored(8, 160, 64)
+  c.evaluation = dict(every=63, batch=16)
+  c.source = stored(16, 256, 256)
+  c.source.cache_reference = True
   c.data = files('hh')
-  c.data.update(test_size=120, bad_rows='drop')
+  c.data.update(test_size=500, bad_rows='drop')
   return c

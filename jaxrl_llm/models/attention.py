@@ -51,9 +51,7 @@ def attend(
       own = jax.tree.map(lambda x: x[:, :, :, :end], kv)
       seen = rows(mask)[..., :end]
       piece = q[:, :, :, :, end - size : end]
-      out.append(
-        jax.checkpoint(part)(piece, own, seen, prefix_mask=rows(prefix_mask))
-      )
+      out.append(jax.checkpoint(part)(piece, own, seen, prefix_mask=rows(prefix_mask)))
     out = jnp.concatenate(out, 4)
   return out.transpose(0, 2, 4, 1, 3, 5).reshape(b, g, t, h, d)
 

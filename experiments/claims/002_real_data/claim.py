@@ -10,9 +10,9 @@ ARMS = {
   'kto': [
     '--config=configs/gsm8k_solutions.py:kto',
     SOLUTIONS,
-    '--config.steps=12',
-    '--config.evaluation.every=12',
-    '--config.data.test_size=40',
+    '--config.steps=32',
+    '--config.evaluation.every=32',
+    '--config.data.test_size=250',
   ],
 }
 HELD_OUT = tuple(
