@@ -11,7 +11,7 @@ them, and no result is recorded yet. A larger model on a pod:
 
 from ml_collections import config_dict
 
-from jaxrl_llm.default_config import default_config
+from jaxrl_llm.default_config import default_config, sampled
 
 
 def get_config() -> config_dict.ConfigDict:
@@ -30,13 +30,5 @@ def get_config() -> config_dict.ConfigDict:
     seed=0,
   )
   c.rewards = dict(correct=dict(name='checker', binary=True, weight=1.0))
-  c.source = dict(
-    name='on_policy',
-    prompts=4,
-    group=8,
-    limit=4,
-    max_prompt=200,
-    max_length=160,
-    temperature=1.0,
-  )
+  c.source = sampled(4, 8, 200, 160)
   return c

@@ -8,7 +8,7 @@ questions are held out. The last number of an answer counts.
 
 from ml_collections import config_dict
 
-from jaxrl_llm.default_config import default_config
+from jaxrl_llm.default_config import default_config, sampled
 
 
 def get_config() -> config_dict.ConfigDict:
@@ -28,13 +28,6 @@ def get_config() -> config_dict.ConfigDict:
     seed=0,
   )
   c.rewards = dict(correct=dict(name='checker', binary=True, weight=1.0))
-  c.source = dict(
-    name='on_policy',
-    prompts=8,
-    group=8,
-    limit=4,
-    max_prompt=48,
-    max_length=16,
-    temperature=0.7,
-  )
+  c.source = sampled(8, 8, 48, 16)
+  c.source.temperature = 0.7
   return c

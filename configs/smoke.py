@@ -7,7 +7,7 @@ The model sees three letters and learns to repeat the last one.
 
 from ml_collections import config_dict
 
-from jaxrl_llm.default_config import adam, default_config
+from jaxrl_llm.default_config import adam, default_config, sampled
 
 
 def get_config() -> config_dict.ConfigDict:
@@ -16,15 +16,7 @@ def get_config() -> config_dict.ConfigDict:
   c.steps = 60
   c.optimizer = dict(policy=adam(3e-3))
   c.evaluation = dict(every=20, batch=16)
-  c.source = dict(
-    name='on_policy',
-    prompts=16,
-    group=8,
-    limit=4,
-    max_prompt=16,
-    max_length=6,
-    temperature=1.0,
-  )
+  c.source = sampled(16, 8, 16, 6)
   c.task = dict(name='letters', alphabet='abcd', length=3, test_size=16, seed=0)
   c.rewards = dict(letter=dict(name='checker', binary=False, weight=1.0))
   return c

@@ -7,7 +7,7 @@ demonstrations of the same.
 
 from ml_collections import config_dict
 
-from jaxrl_llm.default_config import KINDS, adam, default_config, stored
+from jaxrl_llm.default_config import KINDS, adam, default_config, sampled, stored
 
 
 def get_config(method: str = 'grpo') -> config_dict.ConfigDict:
@@ -16,14 +16,13 @@ def get_config(method: str = 'grpo') -> config_dict.ConfigDict:
   c.steps = 60
   c.optimizer = {r: adam(3e-3) for r in ('policy', 'critic', 'reward')}
   c.evaluation = dict(every=20, batch=16)
-  c.source = dict(prompts=16, max_prompt=16, max_length=6)
+  c.source = sampled(16, 8, 16, 6)
   if 'max_length' in c.method:
     c.method.max_length = c.source.max_length
   if method in KINDS:
     c.source = stored(16, 16, 6)
     c.data = dict(name='letters', kind=KINDS[method], size=256, test_size=64, seed=0)
     return c
-  c.source.update(name='on_policy', group=8, limit=4, temperature=1.0)
   c.task = dict(name='letters', alphabet='abcd', length=3, test_size=16, seed=0)
   c.rewards = dict(letter=dict(name='checker', binary=False, weight=1.0))
   return c

@@ -9,6 +9,7 @@ import numpy as np
 from jaxrl_llm import command, restored
 from jaxrl_llm.data import chat
 from jaxrl_llm.models import pretrained
+from jaxrl_llm.rollout import draw
 from jaxrl_llm.rollout.sampler import make_sampler
 from jaxrl_llm.types import InputError
 
@@ -22,10 +23,19 @@ def main(argv: list[str]) -> None:
   )
   parser.add_argument('--samples', type=int, default=1)
   parser.add_argument('--temperature', type=float, default=0.0, help='0 is greedy')
+  parser.add_argument('--top_k', type=int, default=0, help='0 is all')
+  parser.add_argument('--top_p', type=float, default=1.0)
+  parser.add_argument('--min_p', type=float, default=0.0)
   parser.add_argument('--max_length', type=int, default=64, help='tokens')
   parser.add_argument('--seed', type=int, default=0)
   args = parser.parse_args(argv)
-  for name, lowest in {'samples': 1, 'max_length': 1, 'temperature': 0}.items():
+  for name, lowest in {
+    'samples': 1,
+    'max_length': 1,
+    'temperature': 0,
+    'top_k': 0,
+    'min_p': 0,
+  }.items():
     if (value := vars(args)[name]) < lowest:
       raise InputError(f'--{name}={value}; give at least {lowest}.')
   policy = restored.policy(args.workdir)
@@ -38,17 +48,20 @@ def main(argv: list[str]) -> None:
       f'Prompt and completion need {need} positions; the model has '
       f'{policy.decoder.config.max_positions}. Shorten one of them.'
     )
-  sample = make_sampler(
-    policy.decoder,
-    group=args.samples,
+  sample = make_sampler(policy.decoder, group=args.samples, max_length=args.max_length)
+  how = draw.options(
+    1,
     max_length=args.max_length,
     stop_ids=pretrained.stop_ids(tokenizer),
+    temperature=args.temperature,
+    top_k=args.top_k,
+    top_p=args.top_p,
+    min_p=args.min_p,
   )
   arrays = [[ids], [len(ids)], [0]]
   prompt = (np.array(x, np.int32) for x in arrays)
-  warmth = np.array([args.temperature], np.float32)
   rollout = jax.device_get(
-    sample(policy.params, *prompt, warmth, jax.random.key(args.seed), np.int32(0))
+    sample(policy.params, *prompt, how, jax.random.key(args.seed), np.int32(0))
   )
   for row, length in zip(rollout.tokens[0], rollout.length[0]):
     print(tokenizer.decode(row[:length], skip_special_tokens=True))

@@ -1,5 +1,6 @@
 """From a config to the parts of a run. Below this file nobody sees a config."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ from jaxrl_llm.data.examples import Data
 from jaxrl_llm.evaluate import held_out
 from jaxrl_llm.models import pretrained
 from jaxrl_llm.models.decoder import REMAT, Decoder
+from jaxrl_llm.ops import importance
 from jaxrl_llm.types import InputError, Method, State
 
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
@@ -65,6 +67,7 @@ def assemble(config) -> Run:
     epochs=u.epochs,
     minibatches=u.minibatches,
     microbatches=u.microbatches,
+    importance=make_importance(config),
     constrain=sharding.constrain(mesh),
   )
   update = sharding.compile_step(update_step, state, mesh)
@@ -81,6 +84,17 @@ def make_method(config) -> Method:
   """The method that config.method names."""
   options = config.method.to_dict()
   return build.method(options.pop('name'), **options)
+
+
+def make_importance(config):
+  """config.plan.importance, a function of ops/importance.py, with its cap; or None."""
+  name, cap = config.plan.get('importance'), config.plan.get('importance_cap', 2.0)
+  if not name:
+    return None
+  if not cap >= 1:
+    raise InputError(f'config.plan.importance_cap={cap!r}; give at least 1.')
+  table = {'token': importance.token, 'sequence': importance.sequence}
+  return functools.partial(choose(table, name, 'config.plan.importance'), cap=cap)
 
 
 def make_decoders(config, model, mesh, adapters) -> dict[str, Decoder]:

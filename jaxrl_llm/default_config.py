@@ -15,12 +15,33 @@ def default_config(name: str, method: str) -> config_dict.ConfigDict:
   c.model.lora = dict(rank=0, alpha=16.0, targets='q|k|v|o|gate|up|down')
   c.method = build.defaults(method)
   c.plan = dict(epochs=1, minibatches=1, microbatches=1, pack=0)
+  c.plan.update(importance='', importance_cap=2.0)
   c.optimizer = dict(policy=adam(2e-5))
   c.mesh = dict(data=1, fsdp=-1, tensor=1)
   c.evaluation = dict(every=20, batch=50)
   c.log = dict(samples_every=10, tensorboard=True, wandb=False)
   c.checkpoint = dict(every=20, keep=1)
   return c
+
+
+def sampled(prompts: int, group: int, max_prompt: int, max_length: int) -> dict:
+  """A source of fresh completions: prompts a batch, completions of each, tokens.
+
+  `slots` is how many prompts decode at once, 0 all; `limit` is of until_mixed alone.
+  """
+  return dict(
+    name='on_policy',
+    prompts=prompts,
+    group=group,
+    limit=4,
+    max_prompt=max_prompt,
+    max_length=max_length,
+    slots=0,
+    temperature=1.0,
+    top_k=0,
+    top_p=1.0,
+    min_p=0.0,
+  )
 
 
 def stored(prompts: int, max_prompt: int, max_length: int) -> dict:

@@ -12,6 +12,7 @@ from jaxrl_llm.data import chat, examples, order
 from jaxrl_llm.evaluate import held_out, stored
 from jaxrl_llm.models import pretrained
 from jaxrl_llm.rewards import combine
+from jaxrl_llm.rollout import draw
 from jaxrl_llm.rollout.sampler import make_sampler
 from jaxrl_llm.types import Batch, InputError, State
 
@@ -33,19 +34,25 @@ def questions(config, decoder, model, text, mesh) -> Feed:
   task = build.made('jaxrl_llm.tasks', config.task.to_dict(), 'config.task')
   s = config.source
   stops = pretrained.stop_ids(model.tokenizer)
-  sampler = lambda group: make_sampler(
-    decoder, group=group, max_length=s.max_length, stop_ids=stops
+  batch = rounded(config.evaluation.batch, mesh)
+  sampler = lambda group, slots: make_sampler(
+    decoder,
+    group=group,
+    max_length=s.max_length,
+    slots=slots,
+    unit=sharding.shards(mesh),
+    place=lambda arrays: sharding.put_batch(arrays, mesh),
   )
-  rows = lambda arrays: sharding.put_batch(arrays, mesh)
+  options = functools.partial(draw.options, max_length=s.max_length, stop_ids=stops)
+  given = {k: s[k] for k in ('top_k', 'top_p', 'min_p') if k in s}
   source = sources.on_policy(
-    sample=sampler(s.group),
+    sample=sampler(s.group, s.get('slots', 0)),
     policy=forward.policy,
     text=text,
     record=task.train,
     reward=make_reward(config, task),
     prompts=s.prompts,
-    temperature=s.temperature,
-    place=rows,
+    options=functools.partial(options, temperature=s.temperature, **given),
   )
   if s.name == 'until_mixed':
     source = sources.until_mixed(source, prompts=s.prompts, limit=s.limit)
@@ -54,8 +61,9 @@ def questions(config, decoder, model, text, mesh) -> Feed:
       f'config.source.name={s.name!r}. '
       + build.near(s.name, ('on_policy', 'until_mixed'))
     )
-  batch = rounded(config.evaluation.batch, mesh)
-  score = held_out.make_held_out(sampler(1), text, task, batch=batch, place=rows)
+  source = sources.changed(source, lambda rows, *_: sources.trimmed(rows))
+  cold = functools.partial(options, temperature=0.0)
+  score = held_out.make_held_out(sampler(1, batch), text, task, options=cold)
   found = examples.Data((), (), task.digest, task.report)
   return Feed(source, lambda state: score(forward.policy(state)), found)
 

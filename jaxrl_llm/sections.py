@@ -30,7 +30,13 @@ POSITIVE = (
   'evaluation.batch',
   'checkpoint.keep',
 )
-NOT_NEGATIVE = ('plan.pack', 'source.bucket', 'model.lora.rank')
+NOT_NEGATIVE = (
+  'plan.pack',
+  'source.bucket',
+  'source.slots',
+  'source.top_k',
+  'model.lora.rank',
+)
 
 
 def check(config) -> None:
@@ -54,7 +60,16 @@ def check(config) -> None:
         raise InputError(
           f'config.{path}={part[key]!r}; give an integer of at least {least}.'
         )
-  warmth = config.get('source', {}).get('temperature', 1.0)
+  source = config.get('source', {})
+  warmth, top_p, min_p = (
+    source.get(k, other)
+    for k, other in (('temperature', 1.0), ('top_p', 1.0), ('min_p', 0.0))
+  )
+  if not (0 < top_p <= 1 and 0 <= min_p <= 1):
+    raise InputError(
+      f'config.source: top_p={top_p!r}, min_p={min_p!r}; give top_p above 0 and at '
+      'most 1, min_p from 0 to 1.'
+    )
   if not warmth > 0:
     raise InputError(
       f'config.source.temperature={warmth!r}; training divides by it, so give a number '

@@ -16,6 +16,7 @@ from jaxrl_llm import types
 from jaxrl_llm.data.examples import Coded, Encoder, collate
 from jaxrl_llm.rewards.combine import Scorer
 from jaxrl_llm.rewards.sample import Sample
+from jaxrl_llm.rollout import draw
 from jaxrl_llm.tasks.records import Record
 from jaxrl_llm.types import Batch, InputError, Rollout, State
 
@@ -46,8 +47,7 @@ def on_policy(
   record: Callable[[int], Record],
   reward: Scorer,
   prompts: int,
-  temperature: float,
-  place=lambda x: x,
+  options: Callable[[int], draw.Options],
   policy=lambda state: state.params['policy'],
 ) -> Source:
   """Fresh completions of the current policy, scored.
@@ -58,8 +58,8 @@ def on_policy(
     record: index to training record; step i takes indices i * prompts and on.
     reward: see rewards.combine.weighted.
     prompts: groups per batch.
-    temperature: of the sampling, and so of the policy that is trained.
-    place: puts prompt arrays on the devices.
+    options: of so many prompts (rollout.draw.options); the temperature of sampling is
+      that of the policy that is trained.
     policy: the state's parameters to sample with (forward.policy).
   """
 
@@ -68,14 +68,16 @@ def on_policy(
     records = [record(i) for i in range(step * prompts, (step + 1) * prompts)]
     tokens, length = pad([text.encode(r.messages) for r in records], text.max_prompt)
     ids = np.arange(step * prompts, (step + 1) * prompts, dtype=np.int32)
-    warmth = np.full(prompts, temperature, np.float32)
     key = jax.random.fold_in(state.key, step)
-    arrays = place((tokens, length, ids, warmth))
+    how = options(prompts)
+    arrays = (tokens, length, ids, how)
     rollout = jax.device_get(sample(policy(state), *arrays, key, state.step))
+    check_finite(rollout, step)
     sampled = time.perf_counter()
     rows = to_samples(rollout, records, text)
     total, parts = reward(rows)
-    batch = to_batch(tokens, length, rollout, total)
+    truncated = draw.truncates(how).any()
+    batch = to_batch(tokens, length, rollout, total, truncated=truncated)
     seconds = {
       'seconds/rollout': sampled - start,
       'seconds/reward': time.perf_counter() - sampled,
@@ -201,6 +203,25 @@ def pad(rows: Sequence[Sequence[int]], width: int) -> tuple[np.ndarray, np.ndarr
   return tokens, length
 
 
+def trimmed(batch: Batch) -> Batch:
+  """A sampled batch without the columns that no row needs, in few widths."""
+  p = types.bucket(batch.prompt_length.max(), batch.prompts.shape[-1])
+  t = types.bucket(batch.length.max(), batch.completions.shape[-1])
+  sampled = ('completions', 'mask', 'behavior_logp', 'kept_mass')
+  cut = {k: x[..., :t] for k in sampled if (x := getattr(batch, k)) is not None}
+  return batch.replace(prompts=batch.prompts[:, :p], **cut)
+
+
+def check_finite(rollout: Rollout, step: int) -> None:
+  """Refuses samples whose log-probs are NaN or infinite."""
+  if bad := int((~np.isfinite(rollout.behavior_logp)).any(-1).sum()):
+    raise InputError(
+      f'Step {step + 1}: the sampler reports log-probs that are not finite in {bad} of '
+      f'{rollout.length.size} completions. The parameters have diverged: go back to an '
+      'earlier checkpoint, and lower the learning rate.'
+    )
+
+
 def to_samples(rollout: Rollout, records: Sequence[Record], text: Text) -> list[Sample]:
   """One `Sample` per completion, prompt by prompt."""
   return [
@@ -216,7 +237,9 @@ def to_samples(rollout: Rollout, records: Sequence[Record], text: Text) -> list[
   ]
 
 
-def to_batch(prompts, prompt_length, rollout: Rollout, reward: np.ndarray) -> Batch:
+def to_batch(
+  prompts, prompt_length, rollout: Rollout, reward: np.ndarray, *, truncated: bool
+) -> Batch:
   """The sampled ids themselves, never re-encoded text, as a batch."""
   batch = types.make_batch(prompts, prompt_length, rollout.tokens, rollout.length)
   return batch.replace(
@@ -224,6 +247,7 @@ def to_batch(prompts, prompt_length, rollout: Rollout, reward: np.ndarray) -> Ba
     truncated=(rollout.stop_reason == 0).astype(np.float32),
     temperature=rollout.temperature,
     behavior_logp=rollout.behavior_logp,
+    kept_mass=rollout.kept_mass if truncated else None,
     reward=reward.reshape(rollout.length.shape).astype(np.float32),
   )
 
@@ -231,6 +255,8 @@ def to_batch(prompts, prompt_length, rollout: Rollout, reward: np.ndarray) -> Ba
 def describe(batch: Batch, parts: dict[str, np.ndarray]) -> dict[str, float]:
   """What a scored batch says of itself."""
   means = {f'reward/{name}': float(x.mean()) for name, x in parts.items()}
+  if batch.kept_mass is not None:
+    means['kept_mass'] = float((batch.mask * batch.kept_mass).sum() / batch.mask.sum())
   return means | {
     'reward': float(batch.reward.mean()),
     'reward_std': float(batch.reward.std(1).mean()),

@@ -1,6 +1,7 @@
 """The one place where gradients are taken and parameters move."""
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -8,12 +9,13 @@ import optax
 
 from jaxrl_llm import types
 from jaxrl_llm.forward import OBSERVED, Forward
+from jaxrl_llm.ops import importance as importance_lib
 from jaxrl_llm.ops import metrics as metrics_lib
 from jaxrl_llm.ops import weights
 from jaxrl_llm.types import Batch, Method, Metrics, Outputs, State
 
 # Per-token fields: masked slots are replaced by 0 before any method sees them.
-PER_TOKEN = ('behavior_logp', 'old_logp', 'ref_logp', 'old_value')
+PER_TOKEN = ('behavior_logp', 'kept_mass', 'old_logp', 'ref_logp', 'old_value')
 WEIGHTS = ('weight', 'seq_weight', 'prompt_weight')
 SENSED = ('logp', 'entropy', 'value', 'token_score', 'ref_logp')
 
@@ -26,6 +28,7 @@ def make_update_step(
   epochs: int = 1,
   minibatches: int = 1,
   microbatches: int = 1,
+  importance: Callable | None = None,
   constrain=lambda batch: batch,
 ):
   """Returns the pure `update_step(state, batch) -> (state, metrics)`.
@@ -38,17 +41,20 @@ def make_update_step(
     minibatches: optimizer updates per pass.
     microbatches: pieces a minibatch's gradient is summed over. Changes memory, never
       the result.
+    importance: weights for the sampler's error (ops/importance.py); one more forward
+      pass where the method has no old_logp of its own.
     constrain: keeps a batch split over devices (sharding.constrain).
   """
   # On one strictly on-policy update the old log-prob is this one, detached.
-  once = epochs == minibatches == 1
+  once = epochs == minibatches == 1 and importance is None
   fresh = tuple(n for n in method.needs if once and OBSERVED.get(n) in live(method))
   observed = {n for n in method.needs if n in OBSERVED and n not in fresh}
-  observed |= set(method.prepare_needs)
-  gradient = make_gradient(forward, method, fresh, microbatches)
+  observed |= set(method.prepare_needs) | ({'old_logp'} if importance else set())
+  gradient = make_gradient(forward, method, fresh, microbatches, once=once)
 
   def optimizer_step(state: State, batch: Batch) -> tuple[State, Metrics]:
     batch = constrain(weigh(batch, method))
+    batch = corrected(batch, importance) if importance else batch
     batch = couple(forward, method, state, batch, microbatches)
     grads, metrics = gradient(state.params, state.frozen, batch)
     one = jnp.float32(1)
@@ -78,11 +84,13 @@ def make_update_step(
   return update_step
 
 
-def make_gradient(forward: Forward, method: Method, fresh, microbatches: int):
+def make_gradient(
+  forward: Forward, method: Method, fresh, microbatches: int, *, once: bool
+):
   """Returns `gradient(params, frozen, batch) -> (gradient, metrics)` of a minibatch.
 
   `fresh` names the fields of the batch that are, where empty, this forward pass's own
-  outputs, detached.
+  outputs, detached. `once`: the parameters are those that sampled the batch.
   """
   sensors = live(method)
 
@@ -93,7 +101,8 @@ def make_gradient(forward: Forward, method: Method, fresh, microbatches: int):
         now = jax.lax.stop_gradient(getattr(out, OBSERVED[name]))
         batch = batch.replace(**{name: now})
     loss, metrics = method.loss(out, batch)
-    return loss, metrics | {'loss': (loss, jnp.float32(1.0 / microbatches))}
+    metrics |= {'loss': (loss, jnp.float32(1.0 / microbatches))}
+    return loss, metrics | agreement(batch, out.logp if once else None)
 
   grad_fn = jax.grad(loss_fn, has_aux=True)
 
@@ -137,6 +146,28 @@ def make_measure(forward: Forward, method: Method):
     return metrics | {'loss': (loss, batch.seq_weight.sum())}
 
   return measure
+
+
+def corrected(batch: Batch, importance: Callable) -> Batch:
+  """The batch's weights times those that make up for the sampler's error."""
+  if batch.behavior_logp is None or batch.kept_mass is not None:
+    raise types.InputError(
+      'config.plan.importance compares log-probs of one distribution. It takes a '
+      'source that samples, with top_k=0, top_p=1 and min_p=0.'
+    )
+  token, row = importance(batch.old_logp, batch.behavior_logp, batch.mask)
+  return batch.replace(weight=batch.weight * token, seq_weight=batch.seq_weight * row)
+
+
+def agreement(batch: Batch, logp) -> Metrics:
+  """ops.importance.agreement with the parameters that sampled, where both speak."""
+  logp = batch.old_logp if batch.old_logp is not None else logp
+  if batch.behavior_logp is None or logp is None:
+    return {}
+  said = batch.behavior_logp
+  if batch.kept_mass is not None:
+    said += jnp.log(jnp.where(batch.mask > 0, batch.kept_mass, 1.0))
+  return importance_lib.agreement(jax.lax.stop_gradient(logp), said, batch.mask)
 
 
 def couple(forward: Forward, method: Method, state: State, batch: Batch, pieces: int):

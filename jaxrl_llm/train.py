@@ -15,6 +15,7 @@ import jax
 from jaxrl_llm import assemble, checkpoint, figure, log, sections, sharding
 from jaxrl_llm.types import InputError, State
 
+MISMATCH = 0.01  # Nats per token between sampler and trainer that are worth a word.
 # What a run writes to its folder before its first checkpoint.
 FILES = (
   'run.json',
@@ -93,6 +94,7 @@ def loop(config, run, state: State, meta, folder, *, sinks, stop, profile) -> No
         state, metrics, samples = one_step(run, state, meta)
       sinks.write(step + 1, 'train', metrics)
       warn_of_skips(metrics, meta, sinks)
+      warn_of_mismatch(metrics, meta, sinks)
       if due(step, config.log.samples_every, last):
         sinks.table(step + 1, 'train', samples)
   except Exception:  # A reward failed, say. An update that failed has taken the state.
@@ -132,6 +134,15 @@ def warn_of_skips(metrics, meta, sinks) -> None:
       f'as {metrics["skipped"]:.0f} so far. --debug_nans finds where it is made.'
     )
   meta['skipped'] = metrics['skipped']
+
+
+def warn_of_mismatch(metrics, meta, sinks) -> None:
+  """Says so when the sampler's log-probs are not the trainer's."""
+  if (found := metrics.get('mismatch_k3', 0.0)) > MISMATCH:
+    sinks.say(
+      f'Step {meta["step"]}: sampler and trainer disagree by {found:.2g} nats a token '
+      '(mismatch_k3). With bfloat16, config.plan.importance=token weighs it out.'
+    )
 
 
 def evaluate(run: assemble.Run, state, meta, sinks, stop: 'Stop') -> None:

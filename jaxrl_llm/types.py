@@ -63,6 +63,7 @@ class Batch:
   temperature: BG  # float32, divides the logits; 1 for data.
   reward: BG | None = None  # Score, label or rank of each completion.
   behavior_logp: BGT | None = None  # As reported by the sampler.
+  kept_mass: BGT | None = None  # Where sampling is truncated; see Rollout.
   row_prompt: Array | None = None  # [B, G, P], where a row's prompt is not its group's.
   row_prompt_length: BG | None = None
   order: Array | None = None  # [B, epochs] int32: the host's order of prompts.
@@ -123,9 +124,9 @@ class Rollout:
   tokens: BGT  # int32, right-padded.
   length: BG  # int32, the stop token included.
   prompt_id: Array  # [B]
-  behavior_logp: BGT  # Of the sampled distribution, i.e. at `temperature`.
+  behavior_logp: BGT  # Under the distribution drawn from: tempered and truncated.
   temperature: BG
-  kept_mass: BGT  # Probability that truncated sampling kept; 1 for full sampling.
+  kept_mass: BGT  # Share of the whole distribution that truncated sampling kept.
   stop_reason: BG  # 1 stop token, 0 out of room.
   version: Array  # Step of the parameters that sampled.
 
@@ -152,6 +153,12 @@ class Method(NamedTuple):
   aggregate: Callable[[BGT], BGT] | None = None  # ops.weights.seq_mean if None.
   # Moves the method's own controllers in `state.extra`.
   after: Callable[[State, Batch, Metrics], State] = lambda state, batch, metrics: state
+
+
+def bucket(size: int, limit: int) -> int:
+  """`size` rounded up to a quarter of `limit`, so that few shapes are compiled."""
+  quarter = -(-limit // 4)
+  return min(-(-int(size) // quarter) * quarter, limit)
 
 
 def make_batch(prompts, prompt_length, completions, length) -> Batch:
@@ -184,7 +191,14 @@ def check(batch: Batch) -> None:
   shapes = {
     (b,): ('prompt_length', 'prompt_id'),
     (b, g): ('length', 'valid', 'truncated', 'temperature', 'reward'),
-    (b, g, t): ('mask', 'behavior_logp', 'old_logp', 'ref_logp', 'old_value'),
+    (b, g, t): (
+      'mask',
+      'behavior_logp',
+      'kept_mass',
+      'old_logp',
+      'ref_logp',
+      'old_value',
+    ),
   }
   for shape, names in shapes.items():
     for name in names:

@@ -1,5 +1,6 @@
 """Tiny runs for tests: a config that steps in milliseconds once compiled."""
 
+import contextlib
 import functools
 import os
 import tempfile
@@ -94,3 +95,19 @@ def environment():
 def of_prompts(values, *valid):
   """A function of the wrong shape: a number per prompt."""
   return values.reshape(len(values), -1).sum(1)
+
+
+COMPILED = []
+jax.monitoring.register_event_duration_secs_listener(
+  lambda event, seconds, **kwargs: (
+    COMPILED.append(kwargs.get('fun_name', event)) if 'backend_compile' in event else 0
+  )
+)
+
+
+@contextlib.contextmanager
+def compilations():
+  """Yields a list that holds, after the block, what was compiled in it."""
+  found, before = [], len(COMPILED)
+  yield found
+  found += COMPILED[before:]

@@ -9,6 +9,7 @@ import toy
 from jaxrl_llm import build, types
 from jaxrl_llm.ops import (
   advantages,
+  importance,
   kl,
   logprobs,
   metrics,
@@ -118,6 +119,32 @@ def test_weights_of_ragged_completions():
   np.testing.assert_allclose(first(weights.seq_sum(mask)), [1 / 2, 1 / 2, 0])
   got = weights.constant_length(mask, length=4)
   np.testing.assert_allclose(first(got), [1 / 8, 1 / 8, 0])
+
+
+def test_importance_of_tokens_and_of_completions():
+  # AT-33: a gap of 0.012 nats over 100 tokens: exp(0.012) each, exp(1.2) = 3.32
+  # together; over 1,000 tokens exp(12) = 162,755, which the cap holds at 2.
+  for t, cap, whole in ((100, 5.0, 3.3201), (1000, 2.0, 2.0)):
+    ones = jnp.ones((1, 1, t))
+    said = jnp.zeros_like(ones), -0.012 * ones
+    token, row = importance.token(*said, ones, cap=cap)
+    np.testing.assert_allclose(token, np.full((1, 1, t), 1.012072), rtol=1e-5)
+    np.testing.assert_allclose(row, [[whole]], rtol=1e-4)
+    token, row = importance.sequence(*said, ones, cap=cap)
+    np.testing.assert_allclose(token, np.full((1, 1, t), whole), rtol=1e-4)
+  # A masked token counts nowhere; a token's own cap: min(exp(2), 3) = 3.
+  args = one(0.0, 0.0), one(-2.0, -9.0), one(1.0, 0.0)
+  token, row = importance.token(*args, cap=3.0)
+  np.testing.assert_allclose([token[0, 0, 0], row[0, 0]], [3.0, 3.0])
+
+
+def test_agreement_of_sampler_and_trainer():
+  # Gaps 0.1 and -0.3 of two tokens, a third masked: mean 0.2, max 0.3. With
+  # d = log pi - log mu, k3 under mu is exp(d) - 1 - d: 0.0051709 and 0.0408182.
+  found = importance.agreement(one(-0.9, -1.3, -5.0), one(-1, -1, -1), one(1, 1, 0))
+  np.testing.assert_allclose(metrics.finish(found)['mismatch'], 0.2, rtol=1e-5)
+  np.testing.assert_allclose(found['max/mismatch'], 0.3, rtol=1e-5)
+  np.testing.assert_allclose(found['mismatch_k3'][0] / 2, 0.0229946, rtol=1e-4)
 
 
 def test_log_odds_near_certainty():

@@ -16,8 +16,9 @@ import toy
 from jaxrl_llm import build, sharding
 from jaxrl_llm.forward import OBSERVED
 from jaxrl_llm.methods import grpo
+from jaxrl_llm.ops import importance
 from jaxrl_llm.step import clean, make_update_step, observe, sense, weigh
-from jaxrl_llm.types import Outputs
+from jaxrl_llm.types import InputError, Outputs
 
 METHODS = {
   'sft': {},
@@ -57,6 +58,31 @@ def check_same(got, want, atol=1e-6):
   """Parameters and every metric agree."""
   chex.assert_trees_all_close(got[0].params, want[0].params, atol=atol)
   chex.assert_trees_all_close(got[1], want[1], atol=atol)
+
+
+ON_POLICY = ('reinforce', 'rloo', 'grpo', 'dr_grpo', 'dapo', 'gspo', 'cispo', 'ppo')
+
+
+@pytest.mark.parametrize('name', ON_POLICY)
+def test_the_samplers_error_is_weighed_out(name):
+  """AT-32: what was sampled twice as often as it should be counts half; without an
+  error nothing changes; of truncated samples the update refuses to say.
+  """
+  weigh = functools.partial(importance.sequence, cap=2.0)
+  step = jax.jit(make_update_step(toy.forward, toy.SGD, method(name), importance=weigh))
+  logp = toy.logp(toy.state().params['policy'], toy.batch())
+  exact = toy.batch().replace(behavior_logp=logp)
+  state, metrics = step(toy.state(), exact)
+  chex.assert_trees_all_close(state.params, base(name)[0].params, atol=1e-6)
+  assert float(metrics['max/mismatch']) < 1e-6
+  often = exact.replace(behavior_logp=logp.at[..., 0].add(np.log(2.0)))
+  state, metrics = step(toy.state(), often)
+  half = lambda old, new: (old + new) / 2
+  due = jax.tree.map(half, toy.state().params, base(name)[0].params)
+  chex.assert_trees_all_close(state.params, due, atol=1e-6)
+  assert float(metrics['max/mismatch']) == pytest.approx(np.log(2.0), rel=1e-5)
+  with pytest.raises(InputError, match='top_p=1'):
+    step(toy.state(), exact.replace(kept_mass=0.9 * exact.mask))
 
 
 @every_method

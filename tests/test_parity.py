@@ -70,7 +70,10 @@ def in_parts(config, params, tokens, cached):
     seen = jnp.broadcast_to(jnp.arange(count) <= t, (len(tokens), 1, 1, count))
     at = jnp.full((len(tokens), 1, 1), SPLIT + t)
     token = jax.lax.dynamic_slice_in_dim(rest, t, 1, 2)
-    hidden, cache = model.apply({'params': params}, token, at, seen, prefix, cache, t)
+    index = jnp.full(len(tokens), t)
+    hidden, cache = model.apply(
+      {'params': params}, token, at, seen, prefix, cache, index
+    )
     return cache, logits_of(config, params, hidden)[:, 0, 0]
 
   cache = attention.KV(jnp.zeros(shape), jnp.zeros(shape))

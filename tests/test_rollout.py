@@ -10,10 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import runs
 
 from jaxrl_llm import forward, types
 from jaxrl_llm.models.config import DecoderConfig
 from jaxrl_llm.models.decoder import Decoder, causal, head_kernel
+from jaxrl_llm.ops import importance
+from jaxrl_llm.rollout import draw
 from jaxrl_llm.rollout.sampler import make_sampler
 
 B, G, P, T, V = 4, 8, 5, 6, 7
@@ -42,17 +45,19 @@ def prompts(pad=0, width=P):
 
 
 @functools.cache
-def sampler(stop_ids, group=G, max_length=T):
-  return make_sampler(DECODER, group=group, max_length=max_length, stop_ids=stop_ids)
+def sampler(group=G, max_length=T, slots=0):
+  return make_sampler(DECODER, group=group, max_length=max_length, slots=slots)
 
 
-def sample(stop_ids=(NEVER,), ids=None, temperature=1.0, rows=slice(None), seed=0):
+def sample(
+  stop_ids=(NEVER,), ids=None, rows=slice(None), seed=0, slots=0, max_length=T, **how
+):
   """A rollout of the four prompts, or of some of them in another order."""
   ids = prompts() if ids is None else ids
-  warmth = np.full(B, temperature, np.float32)
+  how = draw.options(B, max_length=max_length, stop_ids=stop_ids, **how)
   which = np.arange(B, dtype=np.int32)
-  args = (x[rows] for x in (ids, LENGTHS, which, warmth))
-  return sampler(stop_ids)(params(), *args, jax.random.key(seed), 3)
+  args = jax.tree.map(lambda x: x[rows], (ids, LENGTHS, which, how))
+  return sampler(slots=slots)(params(), *args, jax.random.key(seed), 3)
 
 
 @functools.cache
@@ -87,13 +92,33 @@ def test_its_log_probs_are_the_trainers(temperature):
   np.testing.assert_array_equal(rollout.prompt_id, np.arange(B))
 
 
+@pytest.mark.parametrize(
+  ('dtype', 'least', 'most'), [('float32', 0, 1e-5), ('bfloat16', 1e-4, 1)]
+)
+def test_a_sampler_of_other_precision_shows(dtype, least, most):
+  """AT-34, AT-38: the gap between its log-probs and the trainer's, in the metrics."""
+  narrow = make_sampler(DECODER.clone(dtype=dtype), group=G, max_length=T)
+  args = (
+    prompts(),
+    LENGTHS,
+    np.arange(B, dtype=np.int32),
+    draw.options(B, max_length=T),
+  )
+  rollout = narrow(params(), *args, jax.random.key(0), 0)
+  batch = to_batch(rollout)
+  found = importance.agreement(
+    scorer()(params(), batch), rollout.behavior_logp, batch.mask
+  )
+  assert least <= float(found['max/mismatch']) < most
+
+
 def test_the_stop_token_cuts_the_same_draws():
   """Kept where it is drawn first, at every place: 0, the middle, the end, never."""
   tokens, logp = free().tokens, free().behavior_logp
-  stop = int(tokens[0, 0, 2])
-  hit = tokens == stop
-  first = np.where(hit.any(-1), hit.argmax(-1), T)
-  assert set(first.ravel()) >= {0, 1, 2, 3, T - 1, T}
+  place = lambda hit: np.where(hit.any(-1), hit.argmax(-1), T)
+  stop = max(range(V), key=lambda v: len(set(place(tokens == v).ravel())))
+  first = place(tokens == stop)
+  assert set(first.ravel()) >= {0, 1, 2, T - 1, T}
   got = sample(stop_ids=(stop,))
   np.testing.assert_array_equal(got.length, np.minimum(first + 1, T))
   np.testing.assert_array_equal(got.stop_reason, first < T)
@@ -179,9 +204,9 @@ def test_rows_are_independent_draws_of_the_policy():
     prompts()[first],
     LENGTHS[first],
     np.zeros(1, np.int32),
-    np.ones(1, np.float32),
+    draw.options(1, max_length=2),
   )
-  got = sampler((NEVER,), n, 2)(params(), *args, jax.random.key(0), 0)
+  got = sampler(n, 2)(params(), *args, jax.random.key(0), 0)
   pairs = np.stack(np.meshgrid(range(V), range(V), indexing='ij'), -1).reshape(1, -1, 2)
   every = types.make_batch(*args[:2], pairs, np.full((1, V * V), 2))
   chance = np.exp(np.asarray(scorer()(params(), every))[0].sum(-1, dtype=np.float64))
@@ -204,3 +229,138 @@ def test_a_prompt_per_row_is_a_group_of_one():
     want = scorer()(params(), under)
     here = owner == b
     close(got[here], want[here], 1e-5)
+
+
+# ---- Truncation: top-k, top-p, min-p -------------------------------------------------
+
+
+def kept_by_sorting(p, top_k=0, top_p=1.0, min_p=0.0):
+  """Which tokens are kept, for float64 probabilities [V] without ties, by sorting."""
+  order = np.argsort(-p)
+  keep = np.zeros(len(p), bool)
+  keep[order[: top_k or len(p)]] = True
+  if top_p < 1:
+    left = np.where(keep, p, 0) / p[keep].sum()
+    before = np.cumsum(left[order]) - left[order]
+    keep[order[before >= top_p]] = False
+  return keep & (p >= min_p * p.max())
+
+
+CUTS = [
+  {'top_k': 1},
+  {'top_k': 40},
+  {'top_p': 0.9},
+  {'top_p': 0.01},
+  {'min_p': 0.05},
+  {'top_k': 50, 'top_p': 0.8},
+  {'top_k': 300, 'top_p': 0.95, 'min_p': 0.02},
+  {},
+]
+
+
+def test_truncation_keeps_what_sorting_keeps():
+  """AT-32: in one call, a row for each way to cut; 700 tokens in three blocks."""
+  rng = np.random.default_rng(0)
+  logits = rng.normal(scale=2.0, size=(len(CUTS), 700)).astype(np.float32)
+  whole = np.exp(logits.astype(np.float64) / 0.7)
+  whole /= whole.sum(-1, keepdims=True)
+  keep = np.stack([kept_by_sorting(p, **cut) for p, cut in zip(whole, CUTS)])
+  column = lambda name, other: [cut.get(name, other) for cut in CUTS]
+  how = draw.options(
+    len(CUTS),
+    max_length=1,
+    temperature=0.7,
+    top_k=column('top_k', 0),
+    top_p=column('top_p', 1.0),
+    min_p=column('min_p', 0.0),
+  )
+  weight = jnp.exp(logits / 0.7 - (logits / 0.7).max(-1, keepdims=True))
+  np.testing.assert_array_equal(weight >= draw.threshold(weight, how)[:, None], keep)
+  drawn = np.full(keep.shape, False)
+  one = jax.jit(lambda u: draw.draw(jnp.asarray(logits), how, u))
+  for u in np.random.default_rng(1).uniform(size=(300, len(CUTS), 2)):
+    token, logp, share = (np.asarray(x) for x in one(u.astype(np.float32)))
+    rows = np.arange(len(CUTS))
+    drawn[rows, token] = True
+    close(share, np.where(keep, whole, 0).sum(-1), 1e-5)
+    close(logp + np.log(share), np.log(whole[rows, token]), 1e-5)
+  assert not (drawn & ~keep).any()
+  np.testing.assert_array_equal(drawn[0], keep[0])
+  assert share[-1] == 1.0
+
+
+def test_a_draw_inverts_the_distribution():
+  """By hand: weights 1 0 2 1 have running sums 1 1 3 4; 0 weight is never drawn."""
+  weight = jnp.array([[1.0, 0.0, 2.0, 1.0]] * 6)
+  u = jnp.array([0.0, 0.24, 0.26, 0.74, 0.76, 0.99999994])
+  np.testing.assert_array_equal(draw.invert(weight, u), [0, 0, 2, 2, 3, 3])
+  last = jnp.zeros((1, 600)).at[0, 299].set(1e-30)
+  for u in (0.0, 0.5, 0.99999994):
+    assert int(draw.pick(last, jnp.full((1, 2), u))[0]) == 299
+
+
+def test_truncated_log_probs_say_of_what():
+  """AT-32: of the distribution drawn from; with the kept mass, of the whole one."""
+  rollout = jax.device_get(sample(top_p=0.6, temperature=1.3))
+  batch = to_batch(rollout)
+  assert (rollout.kept_mass >= 0.6 - 1e-6).all() and rollout.kept_mass.min() < 0.9
+  whole = rollout.behavior_logp + np.log(rollout.kept_mass)
+  close(scorer()(params(), batch) * batch.mask, whole * batch.mask, 1e-5)
+
+
+def test_every_prompt_has_options_of_its_own():
+  """In one call: greedy, cold, short, and with a stop token; the rest untouched."""
+  stop = int(free().tokens[3, 0, 1])
+  got = jax.device_get(
+    sample(temperature=[0.0, 1.0, 1.0, 1.0], max_length=[T, T, 2, T])
+  )
+  greedy = jax.device_get(sample(temperature=0.0))
+  np.testing.assert_array_equal(got.tokens[0], greedy.tokens[0])
+  np.testing.assert_array_equal(got.tokens[1], free().tokens[1])
+  np.testing.assert_array_equal(got.length[2], 2)
+  np.testing.assert_array_equal(got.tokens[2, :, :2], free().tokens[2, :, :2])
+  np.testing.assert_array_equal(got.stop_reason, 0)
+  mixed = draw.options(B, max_length=T)._replace(
+    stop_ids=np.array([[NEVER], [NEVER], [NEVER], [stop]], np.int32)
+  )
+  args = (prompts(), LENGTHS, np.arange(B, dtype=np.int32), mixed, jax.random.key(0), 3)
+  got = jax.device_get(sampler()(params(), *args))
+  np.testing.assert_array_equal(got.tokens[:3], free().tokens[:3])
+  assert got.length[3, 0] <= 2 and got.stop_reason[3, 0] == 1
+
+
+# ---- Slots that are refilled ---------------------------------------------------------
+
+
+@pytest.mark.parametrize('slots', [1, 2, 3])
+def test_refilled_slots_sample_what_all_at_once_do(slots, monkeypatch):
+  """Each prompt's draws are its own, whichever slot it gets and whoever had it."""
+  monkeypatch.setattr('jaxrl_llm.rollout.sampler.CHUNK', 2)
+  stop = (int(free().tokens[0, 0, 2]), int(free().tokens[1, 1, 0]))
+  want = jax.device_get(sample(stop_ids=stop, top_p=0.9))
+  got = sample(stop_ids=stop, top_p=0.9, slots=slots)
+  for name in ('tokens', 'length', 'stop_reason', 'prompt_id'):
+    np.testing.assert_array_equal(getattr(got, name), getattr(want, name))
+  for name in ('behavior_logp', 'kept_mass', 'temperature'):
+    close(getattr(got, name), getattr(want, name), 1e-6)
+  assert got.version == 3
+
+
+def test_nothing_is_compiled_twice():
+  """A sampler's programs depend on shapes alone, not on options or lengths."""
+  draws = sampler(slots=0)
+  run = lambda **how: draws(
+    params(),
+    prompts(),
+    LENGTHS,
+    np.arange(B, dtype=np.int32),
+    draw.options(B, max_length=how.pop('max_length', T), stop_ids=(NEVER,), **how),
+    jax.random.key(7),
+    0,
+  )
+  run()
+  with runs.compilations() as found:
+    run(temperature=0.3, top_p=0.9)
+    run(top_k=3, max_length=2)
+    run(min_p=0.1, temperature=0.0)
+  assert found == []

@@ -1,5 +1,6 @@
 """Batches: which rows, in what order, and that their ids are those sampled."""
 
+import functools
 import threading
 
 import jax
@@ -11,6 +12,7 @@ from jaxrl_llm import sources, types
 from jaxrl_llm.data import chat, examples, order
 from jaxrl_llm.data.examples import Example
 from jaxrl_llm.models import pretrained
+from jaxrl_llm.rollout import draw
 from jaxrl_llm.sources import Drawn, Text
 from jaxrl_llm.tasks.records import Record
 from jaxrl_llm.types import InputError, Rollout
@@ -41,7 +43,7 @@ def test_the_ids_trained_are_the_ids_sampled():
   length = np.array([[4, 1, 2], [3, 4, 4]], np.int32)
   asked = {}
 
-  def sample(params, prompts, prompt_length, prompt_id, temperature, key, version):
+  def sample(params, prompts, prompt_length, prompt_id, options, key, version):
     asked.update(prompts=prompts, length=prompt_length, key=key, version=version)
     ones = np.ones((2, 3), np.float32)
     return Rollout(
@@ -49,7 +51,7 @@ def test_the_ids_trained_are_the_ids_sampled():
       length=length,
       prompt_id=prompt_id,
       behavior_logp=-rng.random((2, 3, 4)).astype(np.float32),
-      temperature=ones * temperature[:, None],
+      temperature=ones * options.temperature[:, None],
       kept_mass=np.ones((2, 3, 4), np.float32),
       stop_reason=(length < 4).astype(np.int32),
       version=version,
@@ -67,7 +69,7 @@ def test_the_ids_trained_are_the_ids_sampled():
     record=lambda i: Record(i, ask(f'q{i}'), 'a', {}),
     reward=reward,
     prompts=2,
-    temperature=0.5,
+    options=functools.partial(draw.options, max_length=4, temperature=0.5),
   )
   state = types.State(
     step=0,
@@ -121,6 +123,21 @@ def test_only_one_bos(tmp_path):
   assert tokenizer('a').input_ids.count(bos) == 1  # The tokenizer does add one.
   ids = pretrained.encode_chat(tokenizer, ask('ab'))
   assert ids == [bos, *tokenizer.convert_tokens_to_ids(['a', 'b', '\n'])]
+
+
+def test_trimmed_of_what_no_row_needs():
+  """To quarters of the room: 3 of 8 to 4, 5 of 8 to 6; every per-token field."""
+  batch = types.make_batch(
+    np.ones((2, 8), np.int32),
+    np.array([3, 1], np.int32),
+    np.ones((2, 1, 8), np.int32),
+    np.array([[5], [2]], np.int32),
+  )
+  batch = batch.replace(behavior_logp=np.ones((2, 1, 8)), kept_mass=batch.mask)
+  got = sources.trimmed(batch)
+  types.check(got)
+  assert got.prompts.shape == (2, 4) and got.completions.shape == (2, 1, 6)
+  assert got.mask.sum() == batch.mask.sum() == 7
 
 
 # ---- until_mixed ---------------------------------------------------------------------

@@ -16,6 +16,7 @@ from jaxrl_llm.data.examples import Example
 from jaxrl_llm.models import pretrained
 from jaxrl_llm.models.config import DecoderConfig
 from jaxrl_llm.models.decoder import Decoder, causal
+from jaxrl_llm.rollout import draw
 from jaxrl_llm.rollout.sampler import make_sampler
 from jaxrl_llm.step import make_update_step
 from jaxrl_llm.types import State
@@ -73,12 +74,14 @@ def learned(batch, steps=100):
 
 @functools.cache
 def sampler():
-  return make_sampler(DECODER, group=1, max_length=ROOM, stop_ids=lessons()[1])
+  return make_sampler(DECODER, group=1, max_length=ROOM)
 
 
 def greedy(params):
   batch, _ = lessons()
-  cold = np.zeros(len(batch.prompts), np.float32)
+  cold = draw.options(
+    len(batch.prompts), max_length=ROOM, stop_ids=lessons()[1], temperature=0.0
+  )
   arrays = (batch.prompts, batch.prompt_length, batch.prompt_id, cold)
   return sampler()(params, *arrays, jax.random.key(0), 0)
 

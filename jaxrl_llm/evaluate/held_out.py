@@ -18,29 +18,23 @@ class Held(NamedTuple):
   samples: list[dict]
 
 
-def make_held_out(sample, text: Text, task: Task, *, batch: int, place=lambda x: x):
+def make_held_out(sample, text: Text, task: Task, *, options):
   """Returns `evaluate(params) -> Held`.
 
   Args:
     sample: a sampler of group 1 (rollout.sampler.make_sampler).
     text: tokenizer functions.
     task: its `test` records and `check`.
-    batch: questions at once; the last batch is filled up and the filling dropped.
-    place: puts prompt arrays on the devices.
+    options: of so many questions, greedy (rollout.draw.options).
   """
   records = task.test
   tokens, length = pad([text.encode(r.messages) for r in records], text.max_prompt)
   ids = np.arange(len(records), dtype=np.int32)
-  greedy = np.zeros(batch, np.float32)
+  arrays = (tokens, length, ids, options(len(records)))
 
   def evaluate(params) -> Held:
-    rows = []
-    for start in range(0, len(records), batch):
-      index = np.resize(ids[start : start + batch], batch)
-      arrays = place((tokens[index], length[index], index, greedy))
-      rollout = sample(params, *arrays, jax.random.key(0), np.int32(0))
-      chosen = records[start : start + batch]
-      rows += to_samples(jax.device_get(rollout), chosen, text)
+    rollout = sample(params, *arrays, jax.random.key(0), np.int32(0))
+    rows = to_samples(jax.device_get(rollout), records, text)
     scores = np.array([task.check(r.completion, r.record) for r in rows])
     return Held(metrics(scores, rows), [shown(r, s) for r, s in zip(rows, scores)])
 

@@ -61,6 +61,8 @@ class Decoder(nn.Module):
   language-model head: a critic or a reward model. `spread` keeps activations split
   over prompts (sharding.constrain): without it the partitioner follows the split of
   the weights and gathers the batch on every device. `lora` adds adapters to the tree.
+  `unrolled` takes parameters, prefix and cache layer by layer (`unstack`) and gives
+  keys and values so: a loop over layers would copy each layer's weights and cache.
   """
 
   config: DecoderConfig
@@ -69,6 +71,7 @@ class Decoder(nn.Module):
   scores: int = 0
   spread: Callable[[Array], Array] = lambda x: x
   lora: Lora | None = None
+  unrolled: bool = False
 
   @nn.compact
   def __call__(
@@ -88,7 +91,7 @@ class Decoder(nn.Module):
       mask: [B, G, T, S] bool, which of the S own slots a token sees (S = T without
         a cache). A row that sees nothing at all gets finite, meaningless numbers.
       prefix: the prompt's keys and values, seen by every token of the group.
-      cache: own slots [L, B, K, G, S, d], written at `index` (scalar) and returned.
+      cache: own slots [L, B, K, G, S, d], written at `index` [B] and returned.
     """
     c = self.config
     embed = self.param('embed', NORMAL, (c.vocab, c.width))
@@ -100,25 +103,39 @@ class Decoder(nn.Module):
     if c.rope is None:
       table = self.param('position', NORMAL, (c.max_positions, c.width))
       x += table.astype(self.dtype)[positions]
-    block = Block
-    if self.remat != 'none':
-      block = nn.remat(Block, policy=REMAT[self.remat], prevent_cse=False)
-    layers = nn.scan(
-      block,
-      variable_axes={'params': 0},
-      split_rngs={'params': True},
-      in_axes=(0, *(nn.broadcast,) * 4, 0, 0, nn.broadcast),
-      length=c.layers,
-    )(c, self.dtype, self.spread, self.lora, name='layers')
     prefix_kv, prefix_mask = (None, None) if prefix is None else prefix
     windows = jnp.array([w or ALL for w in c.windows or (0,) * c.layers], jnp.int32)
     kinds, frequency, gain = map(jnp.asarray, rope.table(c))
     turns, per_layer = angles(positions, frequency, gain), PerLayer(kinds, windows)
-    x = self.spread(x)
-    x, kv = layers(
-      x, per_layer, turns, positions, mask, prefix_mask, prefix_kv, cache, index
-    )
+    same, x = (turns, positions, mask, prefix_mask), self.spread(x)
+    if self.unrolled:
+      x, kv = self.one_by_one(x, per_layer, same, prefix_kv, cache, index)
+    else:
+      x, kv = self.scanned()(x, per_layer, *same, prefix_kv, cache, index)
     return norm(self, c, 'final_norm', x), kv
+
+  def scanned(self):
+    """All layers as a loop over their stacked parameters."""
+    block = Block
+    if self.remat != 'none':
+      block = nn.remat(Block, policy=REMAT[self.remat], prevent_cse=False)
+    return nn.scan(
+      block,
+      variable_axes={'params': 0},
+      split_rngs={'params': True},
+      in_axes=(0, *(nn.broadcast,) * 4, 0, 0, nn.broadcast),
+      length=self.config.layers,
+    )(self.config, self.dtype, self.spread, self.lora, name='layers')
+
+  def one_by_one(self, x, per_layer, same, prefix, cache, index):
+    """All layers in turn, each with parameters of its own."""
+    found = []
+    for i in range(self.config.layers):
+      block = Block(self.config, self.dtype, self.spread, self.lora, name=f'layer_{i}')
+      here = jax.tree.map(lambda y: y[i], per_layer)
+      x, kv = block(x, here, *same, prefix[i], cache[i], index)
+      found.append(kv)
+    return x, tuple(found)
 
 
 class Block(nn.Module):
@@ -140,9 +157,10 @@ class Block(nn.Module):
     heads_first = lambda y: y.transpose(0, 3, 1, 2, 4)
     kv, there = KV(heads_first(k), heads_first(v)), positions
     if cache is not None:
-      write = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, index, 3)
-      kv = jax.tree.map(write, cache, kv)
-      there = positions[..., :1] - index + jnp.arange(mask.shape[-1])[None, None]
+      write = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=2)
+      kv = jax.tree.map(lambda old, new: jax.vmap(write)(old, new, index), cache, kv)
+      there = positions[..., :1] - index[:, None, None]
+      there += jnp.arange(mask.shape[-1])[None, None]
     if prefix is not None:
       prefix_mask = prefix_mask[:, None, None]
     if any(c.windows):
@@ -283,6 +301,16 @@ def causal(length: int) -> Array:
 def head_kernel(params) -> Array:
   """The language-model head as [V, D]; the embedding where it is tied."""
   return params['head'].T if 'head' in params else params['embed']
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def unstack(params, dtype):
+  """A working copy for an `unrolled` decoder: a tree per layer, matrices as `dtype`."""
+  cast = lambda x: x.astype(dtype) if x.ndim > 1 else x
+  rest = {name: cast(x) for name, x in params.items() if name != 'layers'}
+  count = len(jax.tree.leaves(params['layers'])[0])
+  layer = lambda i: jax.tree.map(lambda x: cast(x[i]), params['layers'])
+  return rest | {f'layer_{i}': layer(i) for i in range(count)}
 
 
 def prefill(decoder: Decoder, params, prompts: Array, prompt_length: Array):
