@@ -5,6 +5,7 @@ goes on where the last one stopped.
 """
 
 import os
+import pathlib
 import platform
 import sys
 
@@ -23,16 +24,8 @@ ALLOCATOR = flags.DEFINE_bool(
   'allocator', True, 'Tunes glibc for large buffers, by starting this program again.'
 )
 
-# Without these, every step asks the kernel for its buffers page by page.
-GUARD = 'JAXRL_LLM_ALLOCATOR'
-GLIBC = {
-  'MALLOC_MMAP_MAX_': '0',
-  'MALLOC_TRIM_THRESHOLD_': '34359738368',
-  'MALLOC_TOP_PAD_': '268435456',
-  'MALLOC_ARENA_MAX': '1',
-  'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=1',
-  GUARD: '1',
-}
+# Programs compiled once are read from here by later runs of this user.
+CACHE = pathlib.Path(os.environ.get('XDG_CACHE_HOME', '~/.cache')) / 'jaxrl_llm/xla'
 
 
 def main(argv: list[str]) -> None:
@@ -40,11 +33,17 @@ def main(argv: list[str]) -> None:
     raise InputError(f'Unknown arguments {argv[1:]}; options are --name=value.')
   if CONFIG.value is None:
     raise InputError('Name a config: --config=configs/quickstart.py')
-  if ALLOCATOR.value and platform.libc_ver()[0] == 'glibc' and GUARD not in os.environ:
+  if (
+    ALLOCATOR.value
+    and platform.libc_ver()[0] == 'glibc'
+    and command.GUARD not in os.environ
+  ):
     print('Starting again with glibc tuned for large buffers (off: --noallocator).')
     sys.stdout.flush()
-    os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | GLIBC)
+    os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | command.GLIBC)
   jax.config.update('jax_debug_nans', DEBUG_NANS.value)
+  if not jax.config.jax_compilation_cache_dir:  # JAX_COMPILATION_CACHE_DIR counts.
+    jax.config.update('jax_compilation_cache_dir', str(CACHE.expanduser()))
   train.main(CONFIG.value, WORKDIR.value, profile=PROFILE.value)
 
 

@@ -203,4 +203,10 @@ def specimen(config, source: sources.Source, state: State) -> types.Batch:
     full,
   )
   order = np.zeros((s.prompts, u.epochs), np.int32) if u.minibatches > 1 else None
-  return batch.replace(reward=zeros[..., 0], behavior_logp=zeros, order=order)
+  cut = s.get('top_k', 0) > 0 or s.get('top_p', 1.0) < 1 or s.get('min_p', 0.0) > 0
+  return batch.replace(
+    reward=zeros[..., 0],
+    behavior_logp=zeros,
+    kept_mass=zeros if cut else None,
+    order=order,
+  )

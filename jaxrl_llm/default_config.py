@@ -37,6 +37,7 @@ def sampled(prompts: int, group: int, max_prompt: int, max_length: int) -> dict:
     max_prompt=max_prompt,
     max_length=max_length,
     slots=0,
+    stop_strings=(),
     temperature=1.0,
     top_k=0,
     top_p=1.0,

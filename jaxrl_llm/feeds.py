@@ -14,6 +14,7 @@ from jaxrl_llm.models import pretrained
 from jaxrl_llm.rewards import combine
 from jaxrl_llm.rollout import draw
 from jaxrl_llm.rollout.sampler import make_sampler
+from jaxrl_llm.rollout.stops import stop_strings
 from jaxrl_llm.types import Batch, InputError, State
 
 # Columns of the sample table, which a reward part cannot be called.
@@ -35,11 +36,13 @@ def questions(config, decoder, model, text, mesh) -> Feed:
   s = config.source
   stops = pretrained.stop_ids(model.tokenizer)
   batch = rounded(config.evaluation.batch, mesh)
+  strings = tuple(s.get('stop_strings', ()))
   sampler = lambda group, slots: make_sampler(
     decoder,
     group=group,
     max_length=s.max_length,
     slots=slots,
+    cut=stop_strings(text.decode, strings) if strings else None,
     unit=sharding.shards(mesh),
     place=lambda arrays: sharding.put_batch(arrays, mesh),
   )

@@ -208,7 +208,7 @@ def trimmed(batch: Batch) -> Batch:
   p = types.bucket(batch.prompt_length.max(), batch.prompts.shape[-1])
   t = types.bucket(batch.length.max(), batch.completions.shape[-1])
   sampled = ('completions', 'mask', 'behavior_logp', 'kept_mass')
-  cut = {k: x[..., :t] for k in sampled if (x := getattr(batch, k)) is not None}
+  cut = {k: x[..., :t] for k in sampled if (x := vars(batch)[k]) is not None}
   return batch.replace(prompts=batch.prompts[:, :p], **cut)
 
 

@@ -48,13 +48,12 @@ def make_update_step(
   # On one strictly on-policy update the old log-prob is this one, detached.
   once = epochs == minibatches == 1 and importance is None
   fresh = tuple(n for n in method.needs if once and OBSERVED.get(n) in live(method))
-  observed = {n for n in method.needs if n in OBSERVED and n not in fresh}
-  observed |= set(method.prepare_needs) | ({'old_logp'} if importance else set())
+  observed = {n for n in method.needs if n in OBSERVED} - {*fresh}
+  observed |= {*method.prepare_needs, *(('old_logp',) if importance else ())}
   gradient = make_gradient(forward, method, fresh, microbatches, once=once)
 
   def optimizer_step(state: State, batch: Batch) -> tuple[State, Metrics]:
-    batch = constrain(weigh(batch, method))
-    batch = corrected(batch, importance) if importance else batch
+    batch = constrain(corrected(weigh(batch, method), importance))
     batch = couple(forward, method, state, batch, microbatches)
     grads, metrics = gradient(state.params, state.frozen, batch)
     one = jnp.float32(1)
@@ -70,9 +69,8 @@ def make_update_step(
     order, batch = batch.order, batch.replace(order=None)
 
     def epoch(state, index):
-      shuffled = batch
-      if order is not None:
-        shuffled = jax.tree.map(lambda x: x[order[:, index]], batch)
+      take = lambda x: x if order is None else x[order[:, index]]
+      shuffled = jax.tree.map(take, batch)
       return jax.lax.scan(optimizer_step, state, split(shuffled, minibatches))
 
     state, metrics = jax.lax.scan(epoch, state, jnp.arange(epochs))
@@ -148,8 +146,10 @@ def make_measure(forward: Forward, method: Method):
   return measure
 
 
-def corrected(batch: Batch, importance: Callable) -> Batch:
+def corrected(batch: Batch, importance: Callable | None) -> Batch:
   """The batch's weights times those that make up for the sampler's error."""
+  if importance is None:
+    return batch
   if batch.behavior_logp is None or batch.kept_mass is not None:
     raise types.InputError(
       'config.plan.importance compares log-probs of one distribution. It takes a '

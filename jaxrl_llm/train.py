@@ -15,6 +15,7 @@ import jax
 from jaxrl_llm import assemble, checkpoint, figure, log, sections, sharding
 from jaxrl_llm.types import InputError, State
 
+BORN = time.perf_counter()
 MISMATCH = 0.01  # Nats per token between sampler and trainer that are worth a word.
 # What a run writes to its folder before its first checkpoint.
 FILES = (
@@ -92,6 +93,9 @@ def loop(config, run, state: State, meta, folder, *, sinks, stop, profile) -> No
         break
       with traced(folder, profile and step == begun + 2):
         state, metrics, samples = one_step(run, state, meta)
+      if step == begun:
+        spent = time.perf_counter() - BORN
+        sinks.say(f'First step done {spent:.0f} s after the start.')
       sinks.write(step + 1, 'train', metrics)
       warn_of_skips(metrics, meta, sinks)
       warn_of_mismatch(metrics, meta, sinks)

@@ -10,8 +10,9 @@ import pytest
 import runs
 import toy
 
-from jaxrl_llm import assemble, build, glossary, log, methods, train
+from jaxrl_llm import assemble, build, glossary, log, methods, sharding, train
 from jaxrl_llm.models import pretrained
+from jaxrl_llm.types import InputError
 
 CONFIGS = sorted((runs.ROOT / 'configs').glob('[a-z]*.py'))
 METHODS = [m.name for m in pkgutil.iter_modules(methods.__path__)]
@@ -62,6 +63,8 @@ def test_a_method_trains_and_its_metrics_are_explained(name, tmp_path):
   assert {'loss', 'tokens_per_second', 'skipped', 'seconds/update'} < names
   assert all(v is not None for r in records for v in r.values()), records
   assert records[2]['applied'] == 2
+  if 'max/mismatch' in names:  # AT-34: the sampler has the step's parameters.
+    assert max(r['max/mismatch'] for r in records[1:3]) < 1e-4
   for metric in names:
     assert glossary.explain(metric).endswith('.')
 
@@ -117,3 +120,32 @@ def test_minibatches_train_through_the_real_assembly(tmp_path):
   train.main(c, str(tmp_path))
   records = log.read_lines(tmp_path / 'metrics.jsonl')
   assert [r['applied'] for r in records if r['split'] == 'train'] == [4, 8, 12]
+
+
+def test_sampling_options_reach_the_sampler():
+  """Truncation shows in a metric, stop strings in the text, and TIS is refused."""
+  cut = dict(top_p=0.5, slots=2, stop_strings=('b',))
+  run = runs.assembled(runs.config(source=cut))
+  drawn = run.source(run.state, 0)
+  assert 0.5 <= drawn.metrics['kept_mass'] < 0.9
+  texts = [s['completion'] for s in drawn.samples]
+  assert any('b' in t for t in texts)
+  assert all(t.find('b') in (-1, len(t) - 1) for t in texts)
+  with pytest.raises(InputError, match='top_p=1'):
+    runs.assembled(runs.config(source=cut, plan=dict(importance='token')))
+
+
+def test_what_was_compiled_once_is_not_compiled_again():
+  """Fifty steps of prompts and completions of many lengths: only new shapes compile."""
+  run = runs.assembled(runs.config(source=dict(max_prompt=16, max_length=8)))
+  state, seen, compiled = run.state, set(), {}
+  for step in range(50):
+    with runs.compilations() as found:
+      drawn = run.source(state, step)
+      state, _ = run.update(state, sharding.put_batch(drawn.batch, run.mesh))
+    shape = (drawn.batch.prompts.shape, drawn.batch.completions.shape)
+    if shape in seen and step > 1:
+      compiled[step] = found
+    seen.add(shape)
+  assert 1 <= len(seen) <= 16 and len(compiled) > 30
+  assert not any(compiled.values())

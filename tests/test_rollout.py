@@ -17,7 +17,9 @@ from jaxrl_llm.models.config import DecoderConfig
 from jaxrl_llm.models.decoder import Decoder, causal, head_kernel
 from jaxrl_llm.ops import importance
 from jaxrl_llm.rollout import draw
+from jaxrl_llm.rollout.places import Places
 from jaxrl_llm.rollout.sampler import make_sampler
+from jaxrl_llm.rollout.stops import stop_strings
 
 B, G, P, T, V = 4, 8, 5, 6, 7
 NEVER = 99  # No token has this id.
@@ -330,6 +332,50 @@ def test_every_prompt_has_options_of_its_own():
 
 
 # ---- Slots that are refilled ---------------------------------------------------------
+
+
+def test_rows_left_go_on_in_half_the_rows(monkeypatch):
+  """The same draws, though half of the rows are gone after two or four tokens."""
+  monkeypatch.setattr('jaxrl_llm.rollout.sampler.CHUNK', 2)
+  widths, narrow = [], Places.narrow
+
+  def watched(self):
+    keep = narrow(self)
+    widths.append(self.sample.shape[1])
+    return keep
+
+  monkeypatch.setattr(Places, 'narrow', watched)
+  place = lambda v: (free().tokens == v).argmax(-1) + T * (free().tokens != v).all(-1)
+  stops = tuple(v for v in range(V) if (place(v) < 2).any())[:4]
+  got = sample(stop_ids=stops)
+  assert widths[0] < G and min(widths) < widths[0]
+  first = np.min([place(v) for v in stops], 0)
+  inside = np.arange(T) <= first[..., None]
+  np.testing.assert_array_equal(got.tokens, np.where(inside, free().tokens, 0))
+  np.testing.assert_array_equal(got.length, np.minimum(first + 1, T))
+  close(got.behavior_logp, np.where(inside, free().behavior_logp, 0), 1e-6)
+
+
+@pytest.mark.parametrize('slots', [0, 2])
+def test_stop_strings_cut_the_same_draws(slots, monkeypatch):
+  """After the token that completes one, wherever a look at the text falls."""
+  monkeypatch.setattr('jaxrl_llm.rollout.sampler.CHUNK', 4)
+  write = lambda ids: ''.join('abcdefg'[i] for i in ids)
+  texts = [[write(row) for row in group] for group in free().tokens]
+  pair = texts[0][0][1:3]
+  cut = stop_strings(write, (pair, 'never'))
+  found = np.array([[t.find(pair) for t in group] for group in texts])
+  want = np.where(found < 0, T, found + 2)
+  assert len(set(want.ravel())) > 2
+  draws = make_sampler(DECODER, group=G, max_length=T, slots=slots, cut=cut)
+  how = draw.options(B, max_length=T)
+  which = np.arange(B, dtype=np.int32)
+  got = draws(params(), prompts(), LENGTHS, which, how, jax.random.key(0), 3)
+  np.testing.assert_array_equal(got.length, want)
+  np.testing.assert_array_equal(got.stop_reason, found >= 0)
+  inside = np.arange(T) < want[..., None]
+  np.testing.assert_array_equal(got.tokens, np.where(inside, free().tokens, 0))
+  close(got.behavior_logp, np.where(inside, free().behavior_logp, 0), 1e-6)
 
 
 @pytest.mark.parametrize('slots', [1, 2, 3])

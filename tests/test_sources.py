@@ -125,6 +125,18 @@ def test_only_one_bos(tmp_path):
   assert ids == [bos, *tokenizer.convert_tokens_to_ids(['a', 'b', '\n'])]
 
 
+def test_log_probs_that_are_not_finite_are_refused():
+  """AT-36: by step and count, before anything is learned from them."""
+  logp = np.zeros((2, 3, 4), np.float32)
+  logp[1, 0, 2], logp[1, 2, 0] = np.nan, -np.inf
+  fields = {n: np.zeros((2, 3)) for n in ('length', 'temperature', 'stop_reason')}
+  rollout = Rollout(
+    tokens=logp, behavior_logp=logp, kept_mass=logp, prompt_id=0, version=0, **fields
+  )
+  with pytest.raises(InputError, match=r'Step 8: .* in 2 of 6 completions'):
+    sources.check_finite(rollout, 7)
+
+
 def test_trimmed_of_what_no_row_needs():
   """To quarters of the room: 3 of 8 to 4, 5 of 8 to 6; every per-token field."""
   batch = types.make_batch(

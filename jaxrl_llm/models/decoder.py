@@ -47,13 +47,6 @@ class PerLayer(NamedTuple):
   window: Array  # [L] int32
 
 
-class Turns(NamedTuple):
-  """Sine and cosine of every angle, by kind of rotation: [N, B, G, T, rotary / 2]."""
-
-  sin: Array
-  cos: Array
-
-
 class Decoder(nn.Module):
   """Tokens to hidden states after the final norm; heads read those.
 
@@ -106,7 +99,7 @@ class Decoder(nn.Module):
     prefix_kv, prefix_mask = (None, None) if prefix is None else prefix
     windows = jnp.array([w or ALL for w in c.windows or (0,) * c.layers], jnp.int32)
     kinds, frequency, gain = map(jnp.asarray, rope.table(c))
-    turns, per_layer = angles(positions, frequency, gain), PerLayer(kinds, windows)
+    turns, per_layer = rope.angles(positions, frequency, gain), PerLayer(kinds, windows)
     same, x = (turns, positions, mask, prefix_mask), self.spread(x)
     if self.unrolled:
       x, kv = self.one_by_one(x, per_layer, same, prefix_kv, cache, index)
@@ -153,7 +146,7 @@ class Block(nn.Module):
     c = self.config
     q, k, v = self.project(self.norm('attn_norm', x))
     turn = jax.tree.map(lambda y: y[per_layer.turn], turns)
-    q, k = rotate(q, turn), rotate(k, turn)
+    q, k = rope.rotate(q, turn), rope.rotate(k, turn)
     heads_first = lambda y: y.transpose(0, 3, 1, 2, 4)
     kv, there = KV(heads_first(k), heads_first(v)), positions
     if cache is not None:
@@ -272,25 +265,6 @@ def norm(module: nn.Module, c: DecoderConfig, name: str, x: Array) -> Array:
   if c.norm == 'layer':
     y += module.param(f'{name}_bias', ZEROS, (x.shape[-1],))[lead]
   return y.astype(x.dtype)
-
-
-def angles(positions: BGT, frequency: Array, gain: Array) -> Turns:
-  """Sine and cosine at each position, once for all layers: N kinds, [N, rotary / 2]."""
-  angle = positions[None, ..., None] * frequency[:, None, None, None]
-  gain = gain[:, None, None, None, None]
-  return Turns(jnp.sin(angle) * gain, jnp.cos(angle) * gain)
-
-
-def rotate(x: Array, turn: Turns) -> Array:
-  """Rotary position embedding, half-split: [B, G, T, H, d] to the same.
-
-  Only the first dimensions turn, two for each angle of `turn` [B, G, T, rotary / 2].
-  """
-  sin, cos = (y[..., None, :] for y in turn)
-  turned, rest = jnp.split(x.astype(jnp.float32), [2 * sin.shape[-1]], -1)
-  a, b = jnp.split(turned, 2, -1)
-  parts = [a * cos - b * sin, b * cos + a * sin, rest]
-  return jnp.concatenate(parts, -1).astype(x.dtype)
 
 
 def causal(length: int) -> Array:

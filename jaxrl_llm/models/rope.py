@@ -1,10 +1,20 @@
-"""Frequencies of rotary position embeddings, per layer."""
+"""Rotary position embeddings: frequencies per layer, and the turning itself."""
 
 import math
+from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from jaxrl_llm.models.config import DecoderConfig, Rope
+from jaxrl_llm.types import BGT, Array
+
+
+class Turns(NamedTuple):
+  """Sine and cosine of every angle, by kind of rotation: [N, B, G, T, rotary / 2]."""
+
+  sin: Array
+  cos: Array
 
 
 def table(config: DecoderConfig) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -59,3 +69,22 @@ def yarn(rope: Rope, rotary: int) -> np.ndarray:
   blend = (np.arange(rotary // 2) - start) / max(end - start, 0.001)
   blend = np.clip(blend, 0.0, 1.0)
   return 1 - blend + blend / rope.factor
+
+
+def angles(positions: BGT, frequency: Array, gain: Array) -> Turns:
+  """Sine and cosine at each position, once for all layers: N kinds, [N, rotary / 2]."""
+  angle = positions[None, ..., None] * frequency[:, None, None, None]
+  gain = gain[:, None, None, None, None]
+  return Turns(jnp.sin(angle) * gain, jnp.cos(angle) * gain)
+
+
+def rotate(x: Array, turn: Turns) -> Array:
+  """Rotary position embedding, half-split: [B, G, T, H, d] to the same.
+
+  Only the first dimensions turn, two for each angle of `turn` [B, G, T, rotary / 2].
+  """
+  sin, cos = (y[..., None, :] for y in turn)
+  turned, rest = jnp.split(x.astype(jnp.float32), [2 * sin.shape[-1]], -1)
+  a, b = jnp.split(turned, 2, -1)
+  parts = [a * cos - b * sin, b * cos + a * sin, rest]
+  return jnp.concatenate(parts, -1).astype(x.dtype)

@@ -16,6 +16,7 @@ from jaxrl_llm.models.attention import KV
 from jaxrl_llm.models.decoder import Decoder, Prefix, head_kernel, prefill, unstack
 from jaxrl_llm.ops import logprobs
 from jaxrl_llm.rollout import draw
+from jaxrl_llm.rollout.places import Places, padded
 from jaxrl_llm.types import Array, Rollout, bucket
 
 Sample = Callable[..., Rollout]
@@ -53,6 +54,7 @@ def make_sampler(
   group: int,
   max_length: int,
   slots: int = 0,
+  cut: Callable[[np.ndarray], int] | None = None,
   unit: int = 1,
   place=lambda x: x,
 ) -> Sample:
@@ -63,16 +65,19 @@ def make_sampler(
     group: completions per prompt.
     max_length: room for each completion, in tokens; a row that fills it is truncated.
     slots: prompts decoded at once; 0 is all of them. When all completions of one are
-      done its slot goes to the next.
+      done its slot goes to the next; when no prompt waits and half of every slot's
+      completions are done, what is left is decoded in half the rows.
+    cut: a row's tokens to how many of them it keeps and then ends, or 0
+      (stops.stop_strings). The host asks it every CHUNK tokens.
     unit: prompts are placed in multiples of this.
     place: puts arrays with a leading axis of prompts on the devices.
 
   `sample` takes host arrays (see `Asked`; draw.options makes the options), a typed key
   and the parameters' version. It returns a `Rollout` of [B, group, max_length]; slots
   past a row's length hold token 0 and log-prob 0. Prompts are compiled in four
-  widths at most, and once for every power of two of slots that are refilled together.
+  widths at most, and for each power of two of slots refilled and of rows left.
   """
-  enter, decode, blank = make_steps(decoder, group=group, max_length=max_length)
+  enter, room, decode = programs(decoder, group=group, max_length=max_length)
 
   def sample(params, prompts, prompt_length, prompt_id, options, key, version):
     width = bucket(np.max(prompt_length), prompts.shape[1])
@@ -84,114 +89,127 @@ def make_sampler(
     )
     weights = unstack(params, decoder.dtype)
     rows = enter(params, take(np.arange(size)), key)
-    cache = blank(rows)
-    if size == count:
-      rows, _ = decode(weights, rows, cache, max_length)
-      return to_rollout(rows, prompt_id, version)
-    owner, ahead, done = np.arange(size), min(size, count), {}
-    owner[count:] = -1
-    while (owner >= 0).any():
+    cache = room(rows)
+    at, ahead = Places.first(size, count, group), min(size, count)
+    found = blank_rollout(options.temperature, prompt_id, version, group, max_length)
+    while at.busy():
       rows, cache = decode(weights, rows, cache, CHUNK)
-      free = np.flatnonzero(~np.asarray(rows.alive).any(1) & (owner >= 0))
-      if not free.size:
+      rows = shortened(rows, cut) if cut else rows
+      if not at.collect(rows, found):
         continue
-      found = jax.device_get(to_rollout(rows, owner, None))
-      done |= {owner[s]: jax.tree.map(lambda x: x[s], found) for s in free}
-      owner[free] = -1
-      free = free[: count - ahead]
+      free = at.free()[: count - ahead]
       if free.size:
-        owner[free] = np.arange(ahead, ahead + free.size)
-        where, which = padded(free, owner[free], unit, size)
+        where, which = padded(free, at.give(free, ahead), unit, size)
         rows = refill(rows, where, enter(params, take(which), key))
         ahead += free.size
-    found = jax.tree.map(lambda *x: np.stack(x), *(done[i] for i in range(count)))
-    return found.replace(prompt_id=prompt_id, version=version)
+      elif ahead == count and (keep := at.narrow()) is not None:
+        rows, cache = narrowed(rows, cache, keep)
+    return found
 
   return sample
 
 
-def make_steps(decoder: Decoder, *, group: int, max_length: int):
-  """A sampler's programs: prompts into rows, some tokens for every row, a cache."""
+def programs(decoder: Decoder, *, group: int, max_length: int):
+  """`prefilled`, `blank` and `decoded` for one decoder, compiled when first called."""
+  enter = functools.partial(
+    prefilled, decoder=decoder, group=group, max_length=max_length
+  )
   single = decoder.clone(unrolled=True, remat='none')
-  cap, slots = decoder.config.logit_cap, jnp.arange(max_length)[None]
+  decode = functools.partial(decoded, decoder=single)
+  room = functools.partial(blank, decoder=decoder)
+  return jax.jit(enter), jax.jit(room), jax.jit(decode, donate_argnums=(1, 2))
 
-  @jax.jit
-  def enter(params, asked: Asked, key) -> Rows:
-    n = len(asked.prompts)
-    hidden, prefix = prefill(decoder, params, asked.prompts, asked.length)
-    zero = jnp.zeros((n, group, max_length), jnp.float32)
-    dead = jnp.zeros((n, group), bool)
-    return Rows(
-      asked=asked,
-      keys=jax.random.key_data(row_keys(key, asked.prompt_id, group)),
-      prefix=tuple(
-        jax.tree.map(lambda x: x[i], prefix.kv) for i in range(decoder.config.layers)
-      ),
-      hidden=jnp.broadcast_to(hidden[:, :, 0], (n, group, hidden.shape[-1])),
-      age=jnp.zeros(n, jnp.int32),
-      tokens=zero.astype(jnp.int32),
-      logp=zero,
-      kept=zero + 1.0,
-      length=dead.astype(jnp.int32),
-      stopped=dead,
-      alive=~dead & (asked.options.max_length > 0)[:, None],
-    )
 
-  def one(weights, rows: Rows, cache):
-    n, how, age = len(rows.age), rows.asked.options, rows.age
-    each = jax.tree.map(lambda x: jnp.repeat(x, group, 0), how)
-    logits = logprobs.logits(
-      rows.hidden.reshape(n * group, -1), head_kernel(weights), cap
-    )
-    drawn = draw.draw(logits, each, uniform(rows.keys, age))
-    token, logp, kept = (x.reshape(n, group) for x in drawn)
-    here = (slots == age[:, None])[:, None] & rows.alive[..., None]
-    write = lambda old, new: jnp.where(here, new[..., None], old)
-    length = rows.length + rows.alive
-    stops = (token[..., None] == how.stop_ids[:, None]).any(-1) & rows.alive
-    positions = jnp.broadcast_to(
-      (rows.asked.length + age)[:, None, None], (n, group, 1)
-    )
-    seen = jnp.broadcast_to(
-      (slots <= age[:, None])[:, None, None], (n, group, 1, max_length)
-    )
-    there = jnp.arange(rows.asked.prompts.shape[1])[None] < rows.asked.length[:, None]
-    hidden, cache = single.apply(
-      {'params': weights},
-      token[..., None],
-      positions,
-      seen,
-      Prefix(rows.prefix, there),
-      cache,
-      age,
-    )
-    rows = rows._replace(
-      hidden=hidden[:, :, 0],
-      age=age + 1,
-      tokens=write(rows.tokens, token),
-      logp=write(rows.logp, logp),
-      kept=write(rows.kept, kept),
-      length=length,
-      stopped=rows.stopped | stops,
-      alive=rows.alive & ~stops & (length < how.max_length[:, None]),
-    )
-    return rows, cache
+def prefilled(
+  params, asked: Asked, key, *, decoder: Decoder, group: int, max_length: int
+) -> Rows:
+  """Rows of prompts that have run, before their first token."""
+  n = len(asked.prompts)
+  hidden, prefix = prefill(decoder, params, asked.prompts, asked.length)
+  layer = lambda i: jax.tree.map(lambda x: x[i], prefix.kv)
+  zero = jnp.zeros((n, group, max_length), jnp.float32)
+  none = jnp.zeros((n, group), bool)
+  return Rows(
+    asked=asked,
+    keys=jax.random.key_data(row_keys(key, asked.prompt_id, group)),
+    prefix=tuple(layer(i) for i in range(decoder.config.layers)),
+    hidden=jnp.broadcast_to(hidden[:, :, 0], (n, group, hidden.shape[-1])),
+    age=jnp.zeros(n, jnp.int32),
+    tokens=zero.astype(jnp.int32),
+    logp=zero,
+    kept=zero + 1.0,
+    length=none.astype(jnp.int32),
+    stopped=none,
+    alive=~none & (asked.options.max_length > 0)[:, None],
+  )
 
-  @functools.partial(jax.jit, donate_argnums=(1, 2))
-  def decode(weights, rows: Rows, cache, steps):
-    going = lambda carry: (carry[0] < steps) & carry[1].alive.any()
-    step = lambda carry: (carry[0] + 1, *one(weights, *carry[1:]))
-    return jax.lax.while_loop(going, step, (jnp.int32(0), rows, cache))[1:]
 
-  @jax.jit
-  def blank(rows: Rows) -> tuple[KV, ...]:
-    """Room for every row's tokens: of each layer [N, K, G, T, d]."""
-    c = decoder.config
-    shape = (len(rows.age), c.kv_heads, group, max_length, c.head_dim)
-    zero = lambda: jnp.zeros(shape, decoder.dtype)
-    return tuple(KV(zero(), zero()) for _ in range(c.layers))
+def blank(rows: Rows, *, decoder: Decoder) -> tuple[KV, ...]:
+  """A cache with room for every row's tokens: of each layer [N, K, G, T, d]."""
+  c, (n, group, length) = decoder.config, rows.tokens.shape
+  zero = lambda: jnp.zeros((n, c.kv_heads, group, length, c.head_dim), decoder.dtype)
+  return tuple(KV(zero(), zero()) for _ in range(c.layers))
 
-  return enter, decode, blank
+
+def decoded(weights, rows: Rows, cache, steps, *, decoder: Decoder):
+  """Up to `steps` tokens more for every row that is alive."""
+  going = lambda carry: (carry[0] < steps) & carry[1].alive.any()
+
+  def step(carry):
+    count, rows, cache = carry
+    token, *said = drawn(weights, rows, decoder.config.logit_cap)
+    hidden, cache = seen(weights, rows, token, cache, decoder)
+    return count + 1, written(rows, token, *said)._replace(hidden=hidden), cache
+
+  return jax.lax.while_loop(going, step, (jnp.int32(0), rows, cache))[1:]
+
+
+def drawn(weights, rows: Rows, cap: float):
+  """Each row's next token, its log-prob and the mass kept (draw.draw): [N, G]."""
+  group = rows.alive.shape[1]
+  how = jax.tree.map(lambda x: jnp.repeat(x, group, 0), rows.asked.options)
+  flat = rows.hidden.reshape(-1, rows.hidden.shape[-1])
+  logits = logprobs.logits(flat, head_kernel(weights), cap)
+  found = draw.draw(logits, how, uniform(rows.keys, rows.age))
+  return tuple(x.reshape(rows.alive.shape) for x in found)
+
+
+def seen(weights, rows: Rows, token: Array, cache, decoder: Decoder):
+  """Hidden states [N, G, D] after the new tokens, and the cache with them."""
+  n, group, length = rows.tokens.shape
+  spread = lambda x: jnp.broadcast_to(x, (n, group, 1, x.shape[-1]))
+  positions = spread((rows.asked.length + rows.age)[:, None, None, None])[..., 0]
+  own = spread((jnp.arange(length)[None] <= rows.age[:, None])[:, None, None])
+  width = rows.asked.prompts.shape[1]
+  prompt = jnp.arange(width)[None] < rows.asked.length[:, None]
+  hidden, cache = decoder.apply(
+    {'params': weights},
+    token[..., None],
+    positions,
+    own,
+    Prefix(rows.prefix, prompt),
+    cache,
+    rows.age,
+  )
+  return hidden[:, :, 0], cache
+
+
+def written(rows: Rows, token: Array, logp: Array, kept: Array) -> Rows:
+  """The rows with a token more, and those that it ends no longer alive."""
+  how, slots = rows.asked.options, jnp.arange(rows.tokens.shape[-1])[None]
+  here = (slots == rows.age[:, None])[:, None] & rows.alive[..., None]
+  write = lambda old, new: jnp.where(here, new[..., None], old)
+  length = rows.length + rows.alive
+  stops = (token[..., None] == how.stop_ids[:, None]).any(-1) & rows.alive
+  return rows._replace(
+    age=rows.age + 1,
+    tokens=write(rows.tokens, token),
+    logp=write(rows.logp, logp),
+    kept=write(rows.kept, kept),
+    length=length,
+    stopped=rows.stopped | stops,
+    alive=rows.alive & ~stops & (length < how.max_length[:, None]),
+  )
 
 
 def row_keys(key: Array, prompt_id: Array, group: int) -> Array:
@@ -218,23 +236,51 @@ def refill(rows: Rows, where: Array, fresh: Rows) -> Rows:
   return jax.tree.map(lambda x, y: x.at[where].set(y, mode='drop'), rows, fresh)
 
 
-def padded(free, which, unit: int, size: int):
-  """Slots and prompts filled up to a power of two of units, so that few compile."""
-  count = unit * 2 ** int(np.ceil(np.log2(-(-len(free) // unit))))
-  fill = lambda x, value: np.append(x, np.full(count - len(x), value, x.dtype))
-  return fill(free, size), fill(which, which[0])
+def shortened(rows: Rows, cut: Callable) -> Rows:
+  """Ends the rows that `cut` ends."""
+  tokens, length = jax.device_get((rows.tokens, rows.length))
+  keep = np.array([[cut(t[:n]) for t, n in zip(*x)] for x in zip(tokens, length)])
+  return shorten(rows, keep) if keep.any() else rows
 
 
-def to_rollout(rows: Rows, prompt_id, version) -> Rollout:
-  n, group = rows.alive.shape
-  warmth = jnp.broadcast_to(rows.asked.options.temperature[:, None], (n, group))
+@functools.partial(jax.jit, donate_argnums=0)
+def shorten(rows: Rows, keep: Array) -> Rows:
+  """Rows of `keep` [N, G] tokens, which then end; 0 leaves a row as it is."""
+  length = jnp.where(keep > 0, keep, rows.length)
+  inside = jnp.arange(rows.tokens.shape[-1])[None, None] < length[..., None]
+  return rows._replace(
+    tokens=jnp.where(inside, rows.tokens, 0),
+    logp=jnp.where(inside, rows.logp, 0.0),
+    kept=jnp.where(inside, rows.kept, 1.0),
+    length=length,
+    stopped=rows.stopped | (keep > 0),
+    alive=rows.alive & (keep == 0),
+  )
+
+
+@jax.jit
+def narrowed(rows: Rows, cache, keep: Array):
+  """The rows `keep` [N, G'] of every slot, in that order."""
+  take = lambda x, axis=1: jnp.take_along_axis(
+    x,
+    keep.reshape(len(keep), *(1,) * (axis - 1), -1, *(1,) * (x.ndim - axis - 1)),
+    axis,
+  )
+  names = ('keys', 'hidden', 'tokens', 'logp', 'kept', 'length', 'stopped', 'alive')
+  rows = rows._replace(**{name: take(rows._asdict()[name]) for name in names})
+  return rows, jax.tree.map(lambda x: take(x, 2), cache)
+
+
+def blank_rollout(temperature, prompt_id, version, group: int, length: int) -> Rollout:
+  """Arrays of the host, to be filled row by row."""
+  rows = (len(prompt_id), group)
   return Rollout(
-    tokens=rows.tokens,
-    length=rows.length,
+    tokens=np.zeros((*rows, length), np.int32),
+    length=np.zeros(rows, np.int32),
     prompt_id=prompt_id,
-    behavior_logp=rows.logp,
-    temperature=warmth,
-    kept_mass=rows.kept,
-    stop_reason=rows.stopped.astype(jnp.int32),
+    behavior_logp=np.zeros((*rows, length), np.float32),
+    temperature=np.repeat(np.asarray(temperature)[:, None], group, 1),
+    kept_mass=np.ones((*rows, length), np.float32),
+    stop_reason=np.zeros(rows, np.int32),
     version=version,
   )

@@ -1,0 +1,75 @@
+"""Times this library on a benchmark's work (versus.py): one JSON line per step."""
+
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxrl_llm import build, forward, initial, sharding, sources, step, types
+from jaxrl_llm.models import pretrained
+from jaxrl_llm.models.decoder import Decoder
+from jaxrl_llm.rollout import draw, sampler
+
+
+def main(kind: str, folder: str, steps: int) -> None:
+  work = np.load(Path(folder) / 'work.npz')
+  model, mesh = pretrained.load(f'{folder}/model'), sharding.make_mesh()
+  decoder = Decoder(model.config, spread=sharding.constrain(mesh))
+  see = forward.make_forward({'policy': decoder, 'ref': decoder})
+  method = build.method(kind, beta=0.04 if kind == 'grpo' else 0.1)
+  tx = optax.adamw(1e-6, weight_decay=0.0)
+  roles = {'params': {'policy'}, 'frozen': {'ref'}}
+  state = initial.state(model, roles, tx, mesh, lora=None, seed=0)
+  update_step = step.make_update_step(
+    see, tx, method, constrain=sharding.constrain(mesh)
+  )
+  update = sharding.compile_step(update_step, state, mesh)
+  draws = sampler.make_sampler(decoder, group=8, max_length=64)
+  draw_batch = on_policy if kind == 'grpo' else stored
+  for i in range(steps):
+    start = time.perf_counter()
+    batch = draw_batch(work, i, state, draws)
+    drawn = time.perf_counter()
+    state, metrics = update(state, sharding.put_batch(batch, mesh))
+    metrics = {k: float(v) for k, v in jax.device_get(metrics).items()}
+    done = time.perf_counter()
+    said = {'step': done - start, 'rollout': drawn - start, 'update': done - drawn}
+    said |= {'loss': metrics['loss'], 'tokens': int(batch.length.sum())}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(json.dumps(said | {'peak_gib': peak}), flush=True)
+
+
+def on_policy(work, i: int, state, draws):
+  """Four prompts of 8 completions; the reward counts digits."""
+  rows = slice(4 * i, 4 * i + 4)
+  prompts, length = work['prompts'][rows], work['length'][rows]
+  how = draw.options(4, max_length=64, stop_ids=work['stop_ids'])
+  ids = np.arange(4, dtype=np.int32)
+  key = jax.random.fold_in(jax.random.key(0), i)
+  rollout = jax.device_get(
+    draws(state.params['policy'], prompts, length, ids, how, key, jnp.int32(i))
+  )
+  reward = np.isin(rollout.tokens, work['digits']).sum(-1) / 10
+  batch = sources.to_batch(prompts, length, rollout, reward, truncated=False)
+  return sources.trimmed(batch)
+
+
+def stored(work, i: int, state, draws):
+  """Eight pairs."""
+  del state, draws
+  rows = slice(8 * i, 8 * i + 8)
+  length = np.full((8, 2), work['pairs'].shape[-1], np.int32)
+  batch = types.make_batch(
+    work['prompts'][rows], work['length'][rows], work['pairs'][rows], length
+  )
+  return sources.trimmed(batch)
+
+
+if __name__ == '__main__':
+  main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
