@@ -61,7 +61,8 @@ def mixed(q, kv: KV, mask, prefix: KV | None, prefix_mask, *, cap: float) -> Arr
 
   Heads that share keys, and rows that share a prefix, are one product each.
   """
-  wide = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+  # In float32 after each product: not every backend has bfloat16 ones that end there.
+  wide = lambda *args: jnp.einsum(*args).astype(jnp.float32)
   scores = [masked(wide('bkgrtd,bkgsd->bkgrts', q, kv.key), mask, cap)]
   if prefix is not None:
     before = wide('bkgrtd,bkpd->bkgrtp', q, prefix.key)
