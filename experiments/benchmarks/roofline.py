@@ -147,10 +147,16 @@ def training(size, config, dtype, params, count) -> tuple[float, float]:
   batch = types.make_batch(
     prompts, length, np.zeros((b, g, t), np.int32), np.full((b, g), t, np.int32)
   ).replace(reward=np.random.default_rng(0).normal(size=(b, g)).astype(np.float32))
-  zero = jnp.int32(0)
   trained = {'policy': jax.tree.map(jnp.copy, params)}
   state = types.State(
-    zero, zero, zero, trained, tx.init(trained), {}, {}, jax.random.key(0)
+    step=jnp.int32(0),
+    applied=jnp.int32(0),
+    skipped=jnp.int32(0),
+    params=trained,
+    opt_state=tx.init(trained),
+    frozen={},
+    extra={},
+    key=jax.random.key(0),
   )
   held = [state]
 
