@@ -17,7 +17,7 @@ from jaxrl_llm.default_config import adam, default_config, files, stored
 def get_config() -> config_dict.ConfigDict:
   c = default_config('gsm8k_sft', 'sft')
   c.steps = 63
-  c.plan.update(microbatches=2, pack=512)
+  c.plan.pack = 512
   c.model.lora.rank = 16
   c.optimizer = dict(policy=adam(2e-4))
   c.optimizer.policy.decay = 'linear'

@@ -17,20 +17,19 @@ from ml_collections import config_dict
 from jaxrl_llm.default_config import adam, default_config, stored
 
 # A method's kind of data, the role that it trains, and tokens a row.
-METHODS = {'kto': ('labels', 'policy', 512), 'bradley_terry': ('pairs', 'reward', 896)}
+METHODS = {'kto': ('labels', 'policy', 512), 'bradley_terry': ('pairs', 'reward', 768)}
 
 
 def get_config(method: str = 'kto') -> config_dict.ConfigDict:
   c = default_config(f'gsm8k_solutions_{method}', method)
   kind, role, width = METHODS[method]
   c.steps = 63
-  c.plan.update(microbatches=2, pack=width)
+  c.plan.pack = width
   c.model.lora.rank = 16
   c.optimizer = {role: adam(2e-4)}
   c.optimizer[role].decay = 'linear'
   c.evaluation = dict(every=63, batch=16)
   c.source = stored(16, 256, 256)
-  c.source.bucket = 64
   c.data = dict(
     name='solutions',
     path=config_dict.placeholder(str),

@@ -18,7 +18,7 @@ from jaxrl_llm.default_config import adam, default_config, files, stored
 def get_config() -> config_dict.ConfigDict:
   c = default_config('hh_dpo', 'dpo')
   c.steps = 63
-  c.plan.pack = 1024
+  c.plan.pack = 768
   c.model.lora.rank = 16
   c.optimizer = dict(policy=adam(1e-4))
   c.optimizer.policy.decay = 'linear'

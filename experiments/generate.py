@@ -33,11 +33,11 @@ def main(argv: list[str]) -> None:
     'samples': 1,
     'max_length': 1,
     'temperature': 0,
-    'top_k': 0,
-    'min_p': 0,
   }.items():
     if (value := vars(args)[name]) < lowest:
       raise InputError(f'--{name}={value}; give at least {lowest}.')
+  truncation = draw.truncation(vars(args))
+  draw.check('Flags: ', **truncation)
   policy = restored.policy(args.workdir)
   tokenizer = policy.tokenizer
   asked = [{'role': 'user', 'content': args.prompt}]
@@ -54,15 +54,11 @@ def main(argv: list[str]) -> None:
     max_length=args.max_length,
     stop_ids=pretrained.stop_ids(tokenizer),
     temperature=args.temperature,
-    top_k=args.top_k,
-    top_p=args.top_p,
-    min_p=args.min_p,
+    **truncation,
   )
   arrays = [[ids], [len(ids)], [0]]
   prompt = (np.array(x, np.int32) for x in arrays)
-  rollout = jax.device_get(
-    sample(policy.params, *prompt, how, jax.random.key(args.seed), np.int32(0))
-  )
+  rollout = sample(policy.params, *prompt, how, jax.random.key(args.seed), 0)
   for row, length in zip(rollout.tokens[0], rollout.length[0]):
     print(tokenizer.decode(row[:length], skip_special_tokens=True))
 

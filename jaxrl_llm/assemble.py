@@ -25,6 +25,7 @@ from jaxrl_llm.evaluate import held_out
 from jaxrl_llm.models import pretrained
 from jaxrl_llm.models.decoder import REMAT, Decoder
 from jaxrl_llm.ops import importance
+from jaxrl_llm.rollout import draw
 from jaxrl_llm.types import InputError, Method, State
 
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
@@ -203,10 +204,10 @@ def specimen(config, source: sources.Source, state: State) -> types.Batch:
     full,
   )
   order = np.zeros((s.prompts, u.epochs), np.int32) if u.minibatches > 1 else None
-  cut = s.get('top_k', 0) > 0 or s.get('top_p', 1.0) < 1 or s.get('min_p', 0.0) > 0
+  how = draw.options(1, max_length=1, **draw.truncation(s))
   return batch.replace(
     reward=zeros[..., 0],
     behavior_logp=zeros,
-    kept_mass=zeros if cut else None,
+    kept_mass=zeros if draw.truncates(how).any() else None,
     order=order,
   )

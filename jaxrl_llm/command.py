@@ -1,4 +1,4 @@
-"""How a script ends."""
+"""How a script ends, and the settings of glibc under which one is quick."""
 
 import sys
 from collections.abc import Callable

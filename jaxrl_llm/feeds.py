@@ -35,7 +35,6 @@ def questions(config, decoder, model, text, mesh) -> Feed:
   task = build.made('jaxrl_llm.tasks', config.task.to_dict(), 'config.task')
   s = config.source
   stops = pretrained.stop_ids(model.tokenizer)
-  batch = rounded(config.evaluation.batch, mesh)
   strings = tuple(s.get('stop_strings', ()))
   sampler = lambda group, slots: make_sampler(
     decoder,
@@ -47,7 +46,6 @@ def questions(config, decoder, model, text, mesh) -> Feed:
     place=lambda arrays: sharding.put_batch(arrays, mesh),
   )
   options = functools.partial(draw.options, max_length=s.max_length, stop_ids=stops)
-  given = {k: s[k] for k in ('top_k', 'top_p', 'min_p') if k in s}
   source = sources.on_policy(
     sample=sampler(s.group, s.get('slots', 0)),
     policy=forward.policy,
@@ -55,7 +53,7 @@ def questions(config, decoder, model, text, mesh) -> Feed:
     record=task.train,
     reward=make_reward(config, task),
     prompts=s.prompts,
-    options=functools.partial(options, temperature=s.temperature, **given),
+    options=functools.partial(options, temperature=s.temperature, **draw.truncation(s)),
   )
   if s.name == 'until_mixed':
     source = sources.until_mixed(source, prompts=s.prompts, limit=s.limit)
@@ -66,7 +64,9 @@ def questions(config, decoder, model, text, mesh) -> Feed:
     )
   source = sources.changed(source, lambda rows, *_: sources.trimmed(rows))
   cold = functools.partial(options, temperature=0.0)
-  score = held_out.make_held_out(sampler(1, batch), text, task, options=cold)
+  score = held_out.make_held_out(
+    sampler(1, config.evaluation.batch), text, task, options=cold
+  )
   found = examples.Data((), (), task.digest, task.report)
   return Feed(source, lambda state: score(forward.policy(state)), found)
 
@@ -92,9 +92,10 @@ def completions(config, see, method, model, mesh) -> Feed:
   """Stored completions, and the method's metrics on held-out ones."""
   data, encode = load_data(config, model)
   source = sources.ahead(stored_source(config, data, encode, mesh))
-  packed = packer(config, mesh, whole=True) if config.plan.get('pack') else lambda b: b
+  packed = packer(config, mesh) if config.plan.get('pack') else lambda b: b
   place = lambda batch: sharding.put_batch(packed(batch), mesh)
-  batch, known, scores = rounded(config.evaluation.batch, mesh), place, None
+  shards, known, scores = sharding.shards(mesh), place, None
+  batch = -(-config.evaluation.batch // shards) * shards
   if config.source.get('cache_reference'):
     scores = reference.Scores(see, data, encode, place, batch)
     source = sources.changed(source, lambda b, *_: scores.into(b, 'train'))
@@ -149,12 +150,6 @@ def stored_source(config, data, encode, mesh) -> sources.Source:
   )
 
 
-def rounded(batch: int, mesh) -> int:
-  """Up to where it divides over the devices."""
-  shards = sharding.shards(mesh)
-  return -(-batch // shards) * shards
-
-
 # ---- The plan of a batch -------------------------------------------------------------
 
 
@@ -168,15 +163,15 @@ def laid_out(source: sources.Source, config, mesh) -> sources.Source:
   return sources.changed(source, lambda batch, *_: packed(batch))
 
 
-def packer(config, mesh, whole: bool = False):
-  """config.plan.pack as a function of a batch: in microbatches, or as a whole."""
-  u = config.plan
+def packer(config, mesh):
+  """config.plan.pack, slots of a row, as a function of a batch."""
+  u, shards = config.plan, sharding.shards(mesh)
   if u.minibatches > 1:
     raise InputError('config.plan: packing takes minibatches=1; set that, or pack=0.')
-  pieces = 1 if whole else u.microbatches
-  return lambda batch: packing.pack(
-    batch, u.pack, microbatches=pieces, shards=sharding.shards(mesh)
-  )
+  if jax.process_count() > 1:
+    raise InputError('config.plan: packing takes one process; set pack=0.')
+  rows = -(-u.get('pack_rows', 1) // shards) * shards
+  return functools.partial(packing.pack, width=u.pack, rows=rows)
 
 
 def planned(source: sources.Source, epochs: int) -> sources.Source:

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import flax
-import jax
 import jax.numpy as jnp
 
+from jaxrl_llm import pieces
 from jaxrl_llm.models.decoder import Decoder, causal, extend, head_kernel, prefill
 from jaxrl_llm.ops import logprobs
 from jaxrl_llm.types import Batch, InputError, Layout, Outputs, Params
@@ -152,26 +152,24 @@ def padded(decoder: Decoder, params, batch: Batch):
 def packed(decoder: Decoder, params, batch: Batch):
   """Whole groups behind each other in rows, as the host has planned; see `padded`.
 
-  Returns arrays of [R, 1, C] slots in place of [B, G, T].
+  Of a batch of one piece (pieces.piece). Returns arrays of [R, 1, S] slots in place of
+  [B, G, T]; what is read leads back to 0 in groups of other pieces.
   """
-  plan = jax.tree.map(lambda x: jnp.squeeze(x, 0), batch.layout)
+  plan = batch.layout
+  plan = plan.replace(**{k: jnp.squeeze(vars(plan)[k], 0) for k in pieces.ROWS})
   prompts, _, completions = groups(batch)
   flat = jnp.concatenate([prompts.ravel(), completions.ravel()])
   tokens = flat[plan.source][:, None]
-  hidden, _ = decoder.apply(
+  at, _ = decoder.apply(
     {'params': params}, tokens, plan.position[:, None], visible(plan)
   )
-  pick = lambda x, slots: jnp.take_along_axis(
-    x, slots.reshape(*slots.shape, *(1,) * (x.ndim - 2)), 1
-  )
-  states = [pick(hidden[:, 0], slots)[:, None] for slots in (plan.before, plan.at)]
-  where = pick(plan.source, plan.at) - prompts.size
+  before = jnp.take_along_axis(at, plan.before[:, None, :, None], 2)
   warmth = jnp.broadcast_to(batch.temperature[..., None], batch.completions.shape)
-  warmth = warmth.ravel()[jnp.maximum(where, 0)][:, None]
-  back = lambda x: x.reshape(-1, *x.shape[3:])[plan.back].reshape(
-    *batch.completions.shape, *x.shape[3:]
-  )
-  return *states, pick(tokens[:, 0], plan.at)[:, None], warmth, back
+  warmth = warmth.ravel()[jnp.maximum(plan.source - prompts.size, 0)][:, None]
+  mine = lambda x: (plan.piece == 0).reshape(-1, *(1,) * (x.ndim - 1))
+  blank = lambda x: jnp.where(mine(x), x, 0.0)
+  back = lambda x: blank(x.reshape(-1, *x.shape[3:])[plan.back])
+  return before, at, tokens, warmth, back
 
 
 def groups(batch: Batch):

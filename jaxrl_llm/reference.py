@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from jaxrl_llm import step
 from jaxrl_llm.data.examples import Data, Encoder, Example, numbered
 from jaxrl_llm.forward import Forward
 from jaxrl_llm.types import Batch, State
@@ -23,8 +24,9 @@ class Scores:
     self.splits = {'train': data.train, 'test': data.test}
     self.digest, self.encode, self.batch = data.digest[:8], encode, batch
     self.found = {k: np.broadcast_to(np.float32(0), self.shape(k)) for k in self.splits}
-    read = lambda state, batch: forward(state.params, state.frozen, batch, ('logp',))
-    self.logp = jax.jit(lambda state, batch: read(state, batch).logp)
+    self.logp = jax.jit(
+      lambda state, batch: step.read(forward, state, batch, ('logp',), 1).logp
+    )
     self.place = place
 
   def shape(self, split: str) -> tuple[int, int, int]:

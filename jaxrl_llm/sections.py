@@ -1,5 +1,6 @@
 """What a config must have, checked before anything is built from it."""
 
+from jaxrl_llm.rollout import draw
 from jaxrl_llm.types import InputError
 
 # What every config has, by section; the rest belongs to the functions it names.
@@ -22,6 +23,7 @@ POSITIVE = (
   'plan.epochs',
   'plan.minibatches',
   'plan.microbatches',
+  'plan.pack_rows',
   'source.prompts',
   'source.group',
   'source.max_prompt',
@@ -34,7 +36,6 @@ NOT_NEGATIVE = (
   'plan.pack',
   'source.bucket',
   'source.slots',
-  'source.top_k',
   'model.lora.rank',
 )
 
@@ -61,16 +62,8 @@ def check(config) -> None:
           f'config.{path}={part[key]!r}; give an integer of at least {least}.'
         )
   source = config.get('source', {})
-  warmth, top_p, min_p = (
-    source.get(k, other)
-    for k, other in (('temperature', 1.0), ('top_p', 1.0), ('min_p', 0.0))
-  )
-  if not (0 < top_p <= 1 and 0 <= min_p <= 1):
-    raise InputError(
-      f'config.source: top_p={top_p!r}, min_p={min_p!r}; give top_p above 0 and at '
-      'most 1, min_p from 0 to 1.'
-    )
-  if not warmth > 0:
+  draw.check('config.source: ', **draw.truncation(source))
+  if not (warmth := source.get('temperature', 1.0)) > 0:
     raise InputError(
       f'config.source.temperature={warmth!r}; training divides by it, so give a number '
       'above 0.'

@@ -82,15 +82,15 @@ def _write(leaf, x, index):
 def batch_sharding(batch, mesh: Mesh):
   """Prompts split over the data and fsdp axes; of a layout, its rows.
 
-  What leads back from those is whole on every device: a microbatch may have fewer
-  prompts than there are devices.
+  What leads back from those is whole on every device.
   """
 
   def leaf(path, _):
     name = path_name(path)
-    if name.endswith('layout/back'):
-      return NamedSharding(mesh, P())
-    return NamedSharding(mesh, P(None, BATCH) if 'layout' in name else P(BATCH))
+    if 'layout' not in name:
+      return NamedSharding(mesh, P(BATCH))
+    leads_back = name.endswith(('back', 'piece', 'count'))
+    return NamedSharding(mesh, P() if leads_back else P(None, BATCH))
 
   return jax.tree_util.tree_map_with_path(leaf, batch)
 

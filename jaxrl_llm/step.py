@@ -7,16 +7,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxrl_llm import types
+from jaxrl_llm import pieces, types
 from jaxrl_llm.forward import OBSERVED, Forward
+from jaxrl_llm.masking import blank, clean
 from jaxrl_llm.ops import importance as importance_lib
 from jaxrl_llm.ops import metrics as metrics_lib
 from jaxrl_llm.ops import weights
 from jaxrl_llm.types import Batch, Method, Metrics, Outputs, State
 
-# Per-token fields: masked slots are replaced by 0 before any method sees them.
-PER_TOKEN = ('behavior_logp', 'kept_mass', 'old_logp', 'ref_logp', 'old_value')
-WEIGHTS = ('weight', 'seq_weight', 'prompt_weight')
 SENSED = ('logp', 'entropy', 'value', 'token_score', 'ref_logp')
 
 
@@ -39,8 +37,8 @@ def make_update_step(
     method: the paper.
     epochs: passes over the batch.
     minibatches: optimizer updates per pass.
-    microbatches: pieces a minibatch's gradient is summed over. Changes memory, never
-      the result.
+    microbatches: pieces a minibatch's gradient is summed over; a packed batch comes in
+      pieces of its own. Changes memory, never the result.
     importance: weights for the sampler's error (ops/importance.py); one more forward
       pass where the method has no old_logp of its own.
     constrain: keeps a batch split over devices (sharding.constrain).
@@ -71,7 +69,7 @@ def make_update_step(
     def epoch(state, index):
       take = lambda x: x if order is None else x[order[:, index]]
       shuffled = jax.tree.map(take, batch)
-      return jax.lax.scan(optimizer_step, state, split(shuffled, minibatches))
+      return jax.lax.scan(optimizer_step, state, pieces.split(shuffled, minibatches))
 
     state, metrics = jax.lax.scan(epoch, state, jnp.arange(epochs))
     metrics = metrics_lib.finish(metrics_lib.reduce(metrics_lib.reduce(metrics)))
@@ -99,23 +97,12 @@ def make_gradient(
         now = jax.lax.stop_gradient(getattr(out, OBSERVED[name]))
         batch = batch.replace(**{name: now})
     loss, metrics = method.loss(out, batch)
-    metrics |= {'loss': (loss, jnp.float32(1.0 / microbatches))}
+    metrics |= {'loss': (loss, batch.seq_weight.sum())}
     return loss, metrics | agreement(batch, out.logp if once else None)
 
-  grad_fn = jax.grad(loss_fn, has_aux=True)
-
   def gradient(params, frozen, batch):
-    if microbatches == 1:
-      return grad_fn(params, frozen, batch)
-    # Weighted sums add up, so a scan of sums is the whole story.
-
-    def add(total, piece):
-      grads, metrics = grad_fn(params, frozen, piece)
-      return jax.tree.map(jnp.add, total, grads), metrics
-
-    zero = jax.tree.map(jnp.zeros_like, params)
-    grads, metrics = jax.lax.scan(add, zero, split(batch, microbatches))
-    return grads, metrics_lib.reduce(metrics)
+    of = jax.grad(loss_fn, has_aux=True)
+    return pieces.total(lambda piece: of(params, frozen, piece), batch, microbatches)
 
   return gradient
 
@@ -136,11 +123,10 @@ def make_measure(forward: Forward, method: Method):
   def measure(state: State, batch: Batch) -> dict:
     types.check(batch)
     batch = observe(forward, state, clean(batch), names)
-    given = {n: x for n in WEIGHTS if (x := getattr(batch, n)) is not None}
+    given = {n: x for n in pieces.WEIGHTS if (x := getattr(batch, n)) is not None}
     batch = weigh(prepare(method, state, batch)[1], method).replace(**given)
     batch = couple(forward, method, state, batch, 1)
-    out = sense(forward, state.params, state.frozen, batch, live(method))
-    loss, metrics = method.loss(out, batch)
+    loss, metrics = method.loss(read(forward, state, batch, live(method), 1), batch)
     return metrics | {'loss': (loss, batch.seq_weight.sum())}
 
   return measure
@@ -170,15 +156,11 @@ def agreement(batch: Batch, logp) -> Metrics:
   return importance_lib.agreement(jax.lax.stop_gradient(logp), said, batch.mask)
 
 
-def couple(forward: Forward, method: Method, state: State, batch: Batch, pieces: int):
+def couple(forward: Forward, method: Method, state: State, batch: Batch, n: int):
   """Adds the method's statistics over the whole minibatch, without gradient."""
   if method.measure is None:
     return batch
-  read = functools.partial(
-    sense, forward, state.params, state.frozen, needs=method.measure_needs
-  )
-  out = jax.lax.stop_gradient(in_pieces(read, batch, pieces))
-  return method.measure(out, batch)
+  return method.measure(read(forward, state, batch, method.measure_needs, n), batch)
 
 
 def sense(forward: Forward, params, frozen, batch: Batch, needs) -> Outputs:
@@ -186,15 +168,24 @@ def sense(forward: Forward, params, frozen, batch: Batch, needs) -> Outputs:
   return blank(forward(params, frozen, batch, needs), batch, SENSED)
 
 
-def observe(forward: Forward, state: State, batch: Batch, names, pieces=1) -> Batch:
+def read(forward: Forward, state: State, batch: Batch, needs, n: int) -> Outputs:
+  """What the networks say, without gradient, in n pieces or those of the layout."""
+  own = [name for name in needs if not name.startswith('aux/')]
+  aux = [name.removeprefix('aux/') for name in needs if name.startswith('aux/')]
+  say = functools.partial(sense, forward, state.params, state.frozen, needs=own)
+  out = pieces.mapped(say, batch.replace(aux=None), n) if own else Outputs()
+  if aux:  # Rows that a method made are not packed.
+    out = out.replace(aux=read(forward, state, batch.aux, aux, n))
+  return jax.lax.stop_gradient(out)
+
+
+def observe(forward: Forward, state: State, batch: Batch, names, n: int = 1) -> Batch:
   """Fills in, without gradient, the once-per-batch fields that are named and empty."""
-  missing = [n for n in sorted(names) if getattr(batch, n) is None]
+  missing = [name for name in sorted(names) if getattr(batch, name) is None]
   if not missing:
     return batch
-  sensors = tuple(sorted({OBSERVED[n] for n in missing}))
-  read = functools.partial(sense, forward, state.params, state.frozen, needs=sensors)
-  out = jax.lax.stop_gradient(in_pieces(read, batch, pieces))
-  return batch.replace(**{n: getattr(out, OBSERVED[n]) for n in missing})
+  out = read(forward, state, batch, sorted({OBSERVED[name] for name in missing}), n)
+  return batch.replace(**{name: getattr(out, OBSERVED[name]) for name in missing})
 
 
 def prepare(method: Method, state: State, batch: Batch) -> tuple[State, Batch]:
@@ -205,26 +196,6 @@ def prepare(method: Method, state: State, batch: Batch) -> tuple[State, Batch]:
   state, found = method.prepare(state, batch.replace(layout=None))
   types.check(found)
   return state, found.replace(layout=batch.layout)
-
-
-def clean(batch: Batch) -> Batch:
-  """Invalid rows leave the mask; masked slots of per-token fields become 0."""
-  batch = batch.replace(mask=batch.mask * batch.valid[..., None])
-  if batch.reward is not None:
-    batch = batch.replace(reward=jnp.where(batch.valid > 0, batch.reward, 0.0))
-  if batch.aux is not None:
-    batch = batch.replace(aux=clean(batch.aux))
-  return blank(batch, batch, PER_TOKEN)
-
-
-def blank(tree, batch: Batch, names):
-  """0 x NaN is NaN, in the gradient too: masked slots are replaced, not multiplied."""
-  inside = batch.mask > 0
-  found = {n: x for n in names if (x := getattr(tree, n)) is not None}
-  tree = tree.replace(**{n: jnp.where(inside, x, 0.0) for n, x in found.items()})
-  if isinstance(tree, Outputs) and tree.aux is not None:
-    tree = tree.replace(aux=blank(tree.aux, batch.aux, names))
-  return tree
 
 
 def weigh(batch: Batch, method: Method) -> Batch:
@@ -257,32 +228,13 @@ def guarded(tx, state: State, grads) -> State:
   return jax.lax.cond(finite, apply, skip, state)
 
 
-def split(tree, n: int):
-  """[B, ...] to [n, B / n, ...]: piece i has rows i, i + n, ... Groups stay whole.
-
-  Strided, so that every device keeps its share of each piece.
-  """
-  return jax.tree.map(
-    lambda x: jnp.moveaxis(x.reshape(-1, n, *x.shape[1:]), 1, 0), tree
-  )
-
-
-def in_pieces(fn, batch: Batch, n: int):
-  """`fn(batch)` computed over n pieces in turn; its result has a leading axis B."""
-  if n == 1:
-    return fn(batch)
-  join = lambda x: jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:])
-  return jax.tree.map(join, jax.lax.map(fn, split(batch, n)))
-
-
 def check_plan(batch: Batch, minibatches: int, microbatches: int) -> None:
   """Refuses a plan that does not divide the prompts, or does not fit the layout."""
   b = batch.prompts.shape[0]
-  pieces = microbatches if batch.layout is None else len(batch.layout.source)
-  if pieces != microbatches or (batch.layout is not None and minibatches > 1):
+  if batch.layout is not None and minibatches > 1:
     raise types.InputError(
-      f'A batch packed in {pieces} pieces cannot be updated in {minibatches} '
-      f'minibatches of {microbatches} microbatches: packing takes one minibatch.'
+      f'A packed batch cannot be updated in {minibatches} minibatches: packing takes '
+      'one.'
     )
   if b % (minibatches * microbatches):
     raise types.InputError(

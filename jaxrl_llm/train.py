@@ -15,7 +15,6 @@ import jax
 from jaxrl_llm import assemble, checkpoint, figure, log, sections, sharding
 from jaxrl_llm.types import InputError, State
 
-BORN = time.perf_counter()
 MISMATCH = 0.01  # Nats per token between sampler and trainer that are worth a word.
 # What a run writes to its folder before its first checkpoint.
 FILES = (
@@ -41,6 +40,7 @@ def main(
   Raises:
     InputError: the config names what is not there, or the folder holds another run.
   """
+  born = time.perf_counter()
   sections.check(config)
   folder = Path(workdir or f'runs/{config.name}-{digest(config)}')
   check_folder(folder, config)
@@ -69,14 +69,17 @@ def main(
     # The state at birth would stay in memory beside the restored one.
     run = run._replace(state=state)
     stop = stack.enter_context(stop_on_signal())
-    loop(config, run, state, meta, folder, sinks=sinks, stop=stop, profile=profile)
+    told = dict(sinks=sinks, stop=stop, profile=profile, born=born)
+    loop(config, run, state, meta, folder, **told)
   if meta['step'] < config.steps:
     where = f'and saved at step {meta["step"]}' if meta['step'] else 'before step 1'
     sinks.say(f'Stopped {where}. The same command goes on.')
   return finish(folder, meta, sinks.say)
 
 
-def loop(config, run, state: State, meta, folder, *, sinks, stop, profile) -> None:
+def loop(
+  config, run, state: State, meta, folder, *, sinks, stop, profile, born
+) -> None:
   """Evaluates, saves and steps in turn; moves `meta` on."""
   begun, saved = meta['step'], dict(meta)
   last, keep = config.steps, config.checkpoint.keep
@@ -94,7 +97,7 @@ def loop(config, run, state: State, meta, folder, *, sinks, stop, profile) -> No
       with traced(folder, profile and step == begun + 2):
         state, metrics, samples = one_step(run, state, meta)
       if step == begun:
-        spent = time.perf_counter() - BORN
+        spent = time.perf_counter() - born
         sinks.say(f'First step done {spent:.0f} s after the start.')
       sinks.write(step + 1, 'train', metrics)
       warn_of_skips(metrics, meta, sinks)

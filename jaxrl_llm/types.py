@@ -31,17 +31,17 @@ class InputError(Exception):
 class Layout:
   """How the tokens of a batch lie in rows (packing.py).
 
-  M microbatches; R rows of S slots; C slots of a row that say something of a completion
-  token. Of a batch whose rows have prompts of their own, each row is a group.
+  M pieces, of which `count` are in use, of R rows of S slots. A group lies in one row.
   """
 
   source: Array  # [M, R, S] int32, into all prompts and then all completions, flat.
   position: Array  # [M, R, S] int32, within its prompt and completion.
   group: Array  # [M, R, S] int32, from 1; 0 is padding.
   branch: Array  # [M, R, S] int32, 0 in the prompt and 1 + g in completion g.
-  before: Array  # [M, R, C] int32, the slot before a completion token.
-  at: Array  # [M, R, C] int32, its own slot.
-  back: Array  # [M, B / M, G, T] int32, into R * C.
+  before: Array  # [M, R, S] int32, the slot of the token before a completion's.
+  back: Array  # [B, G, T] int32, into R * S of the group's piece.
+  piece: Array  # [B] int32, the piece of each group.
+  count: Array  # [1] int32.
 
 
 @flax.struct.dataclass

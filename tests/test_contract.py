@@ -13,7 +13,7 @@ import optax
 import pytest
 import toy
 
-from jaxrl_llm import build, sharding
+from jaxrl_llm import build, packing, sharding
 from jaxrl_llm.forward import OBSERVED
 from jaxrl_llm.methods import grpo
 from jaxrl_llm.ops import importance
@@ -95,6 +95,15 @@ def test_jit_changes_nothing(name):
 @every_method
 def test_microbatches_change_nothing(name):
   check_same(compiled(name, microbatches=4)(toy.state(), toy.batch()), base(name))
+
+
+@every_method
+def test_packing_changes_nothing(name):
+  """AT-44: pieces of whole groups, as many as the tokens fill, for every method."""
+  rows = jax.tree.map(np.asarray, toy.batch())
+  laid = packing.pack(rows, 2 * (2 * toy.T + toy.P))
+  assert 1 < laid.layout.count < toy.B
+  check_same(compiled(name)(toy.state(), laid), base(name))
 
 
 @every_method

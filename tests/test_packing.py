@@ -101,14 +101,14 @@ def test_every_sensor_and_its_gradient(config, own):
     return sum(weigh(i, x) for i, x in enumerate(found)), found
 
   both = jax.jit(jax.grad(weighted, has_aux=True))
-  laid = packing.pack(batch, WIDTH)
-  assert laid.layout.source.shape[1] < B * (G if own else 1)
+  laid = packing.pack(batch, 2 * WIDTH, rows=B)
+  assert laid.layout.group.max() > 1 and laid.layout.count == 1
   close(both(params(), laid), both(params(), batch))
 
 
 def test_a_neighbour_changes_nothing():
   """AT-44: the same lengths, other tokens in all but one group."""
-  see, batch = network(WINDOWED), packing.pack(example(), WIDTH)
+  see, batch = network(WINDOWED), packing.pack(example(), WIDTH, rows=B)
   rng = np.random.default_rng(1)
   other = batch.replace(
     prompts=np.concatenate([batch.prompts[:1], rng.integers(0, V, (B - 1, P))]),
@@ -137,13 +137,14 @@ def updated(name, batch, microbatches):
 
 @pytest.mark.parametrize('name', ['sft', 'kto', 'ppo'])
 def test_an_update(name):
-  """Loss, metrics and parameters after it, in two microbatches."""
+  """Loss, metrics and parameters after it, in more than one piece."""
   batch = example()
   if name in ('sft', 'kto'):
     alone = lambda x: x[:, :1] if x.shape[1:2] == (G,) else x
     batch = jax.tree.map(alone, batch)
     batch = batch.replace(reward=np.array([[1.0], [-1.0]] * 2, np.float32))
-  laid = packing.pack(batch, WIDTH, microbatches=2)
+  laid = packing.pack(batch, WIDTH)
+  assert 1 < laid.layout.count < B
   close(updated(name, laid, 2), updated(name, batch, 2))
 
 
@@ -167,20 +168,41 @@ def test_rows_by_hand():
   assert plan.position == [[0, 1, 2, 3, 2, 0]]
   assert plan.group == [[1, 1, 1, 1, 1, 0]]
   assert plan.branch == [[0, 0, 1, 1, 2, 0]]
-  assert plan.before == [[1, 2, 1, 0]]
-  assert plan.at == [[2, 3, 4, 0]]
-  assert plan.back == [[[0, 1, 0, 0], [2, 0, 0, 0]]]
+  assert plan.before == [[0, 0, 1, 2, 1, 0]]
+  assert plan.back == [[2, 3, 0, 0], [4, 0, 0, 0]]
+  assert plan.piece == 0 and plan.count == 1
 
 
-def test_rows_are_a_multiple_of_the_devices():
-  laid = packing.pack(example(), WIDTH, shards=4).layout
-  assert laid.source.shape == (1, 4, WIDTH)
+def test_pieces_by_hand():
+  """Groups of 4, 6, 3 and 5 tokens in rows of 9, two rows a piece."""
+  batch = types.make_batch(
+    np.ones((4, 2), np.int32),
+    np.array([1, 2, 1, 2], np.int32),
+    np.ones((4, 1, 4), np.int32),
+    np.array([[3], [4], [2], [3]], np.int32),
+  )
+  assert packing.bins([4, 6, 3, 5], 9) == [[1, 2], [3, 0]]
+  one = packing.pack(batch, 9).layout
+  assert one.piece.tolist() == [1, 0, 0, 1] and one.count.tolist() == [2]
+  assert one.source.shape == (4, 1, 9)
+  two = packing.pack(batch, 9, rows=2).layout
+  assert two.piece.tolist() == [0, 0, 0, 0] and two.count.tolist() == [1]
+  assert two.source.shape == (2, 2, 9)
 
 
-def test_fewer_prompts_than_devices_in_a_microbatch():
-  """Four prompts in two pieces on eight devices: rows divide, prompts need not."""
+def test_shapes_do_not_depend_on_the_lengths():
+  """One program for a batch of long groups and for one of short ones."""
+  long = example()
+  short = long.replace(length=np.ones_like(long.length))
+  shapes = lambda b: jax.tree.map(np.shape, packing.pack(b, WIDTH).layout)
+  counts = [int(packing.pack(b, WIDTH).layout.count[0]) for b in (short, long)]
+  assert shapes(short) == shapes(long) and counts[0] < counts[1]
+
+
+def test_rows_on_every_device():
+  """Eight rows a piece on eight devices; what leads back is whole on each."""
   mesh = sharding.make_mesh()
-  laid = packing.pack(example(), WIDTH, microbatches=2, shards=8)
+  laid = packing.pack(example(), WIDTH, rows=8)
   put = sharding.put_batch(types.Batch(*[None] * 9, layout=laid.layout), mesh).layout
   assert len(put.source.sharding.device_set) == 8
   assert put.back.sharding.is_fully_replicated
@@ -192,7 +214,9 @@ def test_too_long_a_group():
     packing.bins([3, 18], 12)
 
 
-def test_a_layout_that_does_not_fit_the_plan():
-  batch = packing.pack(example(), WIDTH, microbatches=2)
-  with pytest.raises(InputError, match='packed in 2 pieces'):
-    updated('dpo', batch, 4)
+def test_packing_takes_one_minibatch():
+  step = make_update_step(
+    network(CONFIG), optax.sgd(1.0), build.method('dpo'), minibatches=2
+  )
+  with pytest.raises(InputError, match='packing takes one'):
+    step(None, packing.pack(example(), WIDTH))

@@ -1,15 +1,13 @@
 """Times this library on a benchmark's work (versus.py): one JSON line per step."""
 
-import json
-import resource
 import sys
 import time
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
+from lines import say
 
 from jaxrl_llm import build, forward, initial, sharding, sources, step, types
 from jaxrl_llm.models import pretrained
@@ -40,9 +38,7 @@ def main(kind: str, folder: str, steps: int) -> None:
     metrics = {k: float(v) for k, v in jax.device_get(metrics).items()}
     done = time.perf_counter()
     said = {'step': done - start, 'rollout': drawn - start, 'update': done - drawn}
-    said |= {'loss': metrics['loss'], 'tokens': int(batch.length.sum())}
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(json.dumps(said | {'peak_gib': peak}), flush=True)
+    say(**said, loss=metrics['loss'], tokens=int(batch.length.sum()))
 
 
 def on_policy(work, i: int, state, draws):
@@ -52,9 +48,7 @@ def on_policy(work, i: int, state, draws):
   how = draw.options(4, max_length=64, stop_ids=work['stop_ids'])
   ids = np.arange(4, dtype=np.int32)
   key = jax.random.fold_in(jax.random.key(0), i)
-  rollout = jax.device_get(
-    draws(state.params['policy'], prompts, length, ids, how, key, jnp.int32(i))
-  )
+  rollout = draws(state.params['policy'], prompts, length, ids, how, key, i)
   reward = np.isin(rollout.tokens, work['digits']).sum(-1) / 10
   batch = sources.to_batch(prompts, length, rollout, reward, truncated=False)
   return sources.trimmed(batch)

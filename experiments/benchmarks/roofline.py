@@ -96,7 +96,7 @@ def measure(size, dtype, limits) -> dict:
   config = shape(size)
   params = jax.tree.map(jnp.asarray, random_params(config))
   count = sum(x.size for x in jax.tree.leaves(params))
-  decode, bytes_per_token = decoding(size, config, dtype, params)
+  decode, bytes_per_token = decoding(size, config, dtype, params, count)
   train, flops = training(size, config, dtype, params, count)
   rows = size['prompts'] * size['group']
   floor = (
@@ -121,7 +121,7 @@ def asked(size):
   return prompts, np.full(b, p, np.int32)
 
 
-def decoding(size, config, dtype, params) -> tuple[float, float]:
+def decoding(size, config, dtype, params, count) -> tuple[float, float]:
   """Seconds to sample `length` tokens for every row, and bytes each token needs."""
   decoder = Decoder(config, dtype)
   draws = sampler.make_sampler(decoder, group=size['group'], max_length=size['length'])
@@ -131,8 +131,7 @@ def decoding(size, config, dtype, params) -> tuple[float, float]:
   run = lambda: draws(params, prompts, length, ids, how, key, 0).tokens
   slots = size['prompts'] * (size['prompt'] + size['group'] * size['length'] / 2)
   cache = 2 * config.layers * config.kv_heads * config.head_dim * slots
-  weights = sum(x.size for x in jax.tree.leaves(params))
-  return best(run), (weights + cache) * dtype.itemsize
+  return best(run), (count + cache) * dtype.itemsize
 
 
 def training(size, config, dtype, params, count) -> tuple[float, float]:

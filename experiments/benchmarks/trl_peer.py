@@ -1,13 +1,12 @@
 """Times TRL on a benchmark's work (versus.py); runs in an environment with TRL."""
 
-import json
-import resource
 import sys
 import time
 
 import numpy as np
 import torch
 from datasets import Dataset
+from lines import say
 from transformers import AutoTokenizer, TrainerCallback
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer
 
@@ -28,12 +27,11 @@ SPENT = {}
 
 
 def main(kind: str, folder: str, steps: int) -> None:
-  torch.set_num_threads(torch.get_num_threads())
   work = np.load(f'{folder}/work.npz')
   tokenizer = AutoTokenizer.from_pretrained(f'{folder}/model')
   common = SAME | {'output_dir': f'{folder}/trl', 'max_steps': steps}
   make = grpo if kind == 'grpo' else dpo
-  trainer = make(f'{folder}/model', tokenizer, work, common, steps)
+  trainer = make(f'{folder}/model', tokenizer, work, common)
   trainer.add_callback(Clock())
   trainer.train()
 
@@ -48,20 +46,17 @@ class Clock(TrainerCallback):
   def on_log(self, args, state, control, logs=None, **kwargs):
     if 'loss' not in logs:
       return
-    said = {'step': self.spent, 'rollout': SPENT.get('rollout', 0.0)}
-    said['update'] = said['step'] - said['rollout']
-    said |= {'loss': logs['loss'], 'tokens': self.tokens(logs)}
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(json.dumps(said | {'peak_gib': peak}), flush=True)
+    rollout = SPENT.get('rollout', 0.0)
+    said = {'step': self.spent, 'rollout': rollout, 'update': self.spent - rollout}
+    # 32 completions of this mean length, or 8 pairs of 64 and 64.
+    tokens = int(32 * logs.get('completions/mean_length', 32))
+    say(**said, loss=logs['loss'], tokens=tokens)
 
   def on_step_end(self, *args, **kwargs):
     self.spent = time.perf_counter() - self.start
 
-  def tokens(self, logs) -> int:
-    return int(32 * logs.get('completions/mean_length', 32))
 
-
-def grpo(path, tokenizer, work, common, steps):
+def grpo(path, tokenizer, work, common):
   """Four prompts of 8 completions; the reward counts digits."""
 
   class Timed(GRPOTrainer):
@@ -94,7 +89,7 @@ def grpo(path, tokenizer, work, common, steps):
   )
 
 
-def dpo(path, tokenizer, work, common, steps):
+def dpo(path, tokenizer, work, common):
   """Eight pairs of given token ids."""
 
   class Given(DPOTrainer):
@@ -113,7 +108,7 @@ def dpo(path, tokenizer, work, common, steps):
       'chosen_ids': work['pairs'][i, 0].tolist(),
       'rejected_ids': work['pairs'][i, 1].tolist(),
     }
-    for i in range(8 * steps)
+    for i in range(8 * common['max_steps'])
   ]
   config = DPOConfig(
     **common,

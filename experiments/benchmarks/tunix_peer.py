@@ -1,9 +1,7 @@
 """Times Tunix on a benchmark's work (versus.py); runs in an environment with Tunix."""
 
 import functools
-import json
 import os
-import resource
 import sys
 import time
 
@@ -14,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from lines import say
 from transformers import PreTrainedTokenizerFast
 from tunix.models.llama3 import model as llama
 from tunix.models.llama3 import params as llama_params
@@ -46,11 +45,6 @@ def main(kind: str, folder: str, steps: int) -> None:
     f'{folder}/model', CONFIG, mesh, jnp.float32
   )
   (grpo if kind == 'grpo' else dpo)(work, folder, steps, mesh, load)
-
-
-def say(**said) -> None:
-  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-  print(json.dumps(said | {'peak_gib': peak}), flush=True)
 
 
 def dpo(work, folder, steps, mesh, load) -> None:

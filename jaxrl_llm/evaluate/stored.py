@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
+from jaxrl_llm import pieces
 from jaxrl_llm.data.examples import Encoder, Example, numbered
 from jaxrl_llm.evaluate import accuracy
 from jaxrl_llm.evaluate.held_out import Held
@@ -35,21 +36,7 @@ def make_stored(
   measure = jax.jit(measure)
   starts = range(0, len(examples), batch)
 
-  @functools.cache
-  def whole() -> dict[str, np.ndarray]:
-    """The weights of all held-out rows, on the host."""
-    found = [numbered(encode, examples, start, batch).batch for start in starts]
-    wide = [(0, 0), (0, 0)]
-    mask = [x.mask * x.valid[..., None] for x in found]
-    mask = [np.pad(m, [*wide, (0, encode.max_length - m.shape[2])]) for m in mask]
-    all_rows = weigh(found[0].replace(mask=np.concatenate(mask)))
-    return jax.device_get(
-      {
-        'weight': all_rows.weight,
-        'seq_weight': all_rows.seq_weight,
-        'prompt_weight': all_rows.prompt_weight,
-      }
-    )
+  whole = functools.cache(lambda: weights_of_all(weigh, examples, encode, starts))
 
   def evaluate(state) -> Held:
     totals: list[dict] = []
@@ -72,6 +59,16 @@ def make_stored(
     return Held(summary(totals, groups) | counts, [])
 
   return evaluate
+
+
+def weights_of_all(weigh, examples, encode: Encoder, starts: range) -> dict:
+  """The weights of the rows of all batches, as of one minibatch, on the host."""
+  found = [numbered(encode, examples, start, starts.step).batch for start in starts]
+  wide = [(0, 0), (0, 0)]
+  mask = [x.mask * x.valid[..., None] for x in found]
+  mask = [np.pad(m, [*wide, (0, encode.max_length - m.shape[2])]) for m in mask]
+  rows = weigh(found[0].replace(mask=np.concatenate(mask)))
+  return jax.device_get({k: vars(rows)[k] for k in pieces.WEIGHTS})
 
 
 def longer(length: np.ndarray, valid: np.ndarray) -> tuple[float, float]:

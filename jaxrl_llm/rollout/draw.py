@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl_llm.types import Array
+from jaxrl_llm.types import Array, InputError
 
 WIDTH = 256  # Tokens of a block of the vocabulary.
 NONE = -1  # A stop id that no token has.
@@ -37,6 +37,21 @@ def options(
     wide(max_length, np.int32),
     np.broadcast_to(stops, (n, len(stops))).copy(),
   )
+
+
+def truncation(source) -> dict:
+  """Those of top_k, top_p and min_p that a mapping has."""
+  return {k: source[k] for k in ('top_k', 'top_p', 'min_p') if k in source}
+
+
+def check(where: str, *, top_k=0, top_p=1.0, min_p=0.0) -> None:
+  """Refuses what no distribution can be cut to."""
+  whole = isinstance(top_k, int) and top_k >= 0
+  if not (whole and 0 < top_p <= 1 and 0 <= min_p <= 1):
+    raise InputError(
+      f'{where}top_k={top_k!r}, top_p={top_p!r}, min_p={min_p!r}; give an integer '
+      'top_k from 0, top_p above 0 and at most 1, min_p from 0 to 1.'
+    )
 
 
 def truncates(how: Options) -> Array:

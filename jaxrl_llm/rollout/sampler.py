@@ -83,7 +83,7 @@ def make_sampler(
     width = bucket(np.max(prompt_length), prompts.shape[1])
     queue = Asked(prompts[:, :width], prompt_length, prompt_id, options)
     count = len(prompts)
-    size = min(slots or count, -(-count // unit) * unit)
+    size = -(-min(slots or count, count) // unit) * unit
     take = lambda which: place(
       jax.tree.map(lambda x: np.asarray(x)[which % count], queue)
     )
@@ -94,7 +94,7 @@ def make_sampler(
     found = blank_rollout(options.temperature, prompt_id, version, group, max_length)
     while at.busy():
       rows, cache = decode(weights, rows, cache, CHUNK)
-      rows = shortened(rows, cut) if cut else rows
+      rows = shortened(rows, at.sample >= 0, cut) if cut else rows
       if not at.collect(rows, found):
         continue
       free = at.free()[: count - ahead]
@@ -236,10 +236,12 @@ def refill(rows: Rows, where: Array, fresh: Rows) -> Rows:
   return jax.tree.map(lambda x, y: x.at[where].set(y, mode='drop'), rows, fresh)
 
 
-def shortened(rows: Rows, cut: Callable) -> Rows:
-  """Ends the rows that `cut` ends."""
+def shortened(rows: Rows, open_: np.ndarray, cut: Callable) -> Rows:
+  """Ends those of the rows `open_` [N, G] that `cut` ends."""
   tokens, length = jax.device_get((rows.tokens, rows.length))
-  keep = np.array([[cut(t[:n]) for t, n in zip(*x)] for x in zip(tokens, length)])
+  keep = np.zeros(length.shape, np.int32)
+  for at in zip(*np.nonzero(open_)):
+    keep[at] = cut(tokens[at][: length[at]])
   return shorten(rows, keep) if keep.any() else rows
 
 
@@ -261,14 +263,11 @@ def shorten(rows: Rows, keep: Array) -> Rows:
 @jax.jit
 def narrowed(rows: Rows, cache, keep: Array):
   """The rows `keep` [N, G'] of every slot, in that order."""
-  take = lambda x, axis=1: jnp.take_along_axis(
-    x,
-    keep.reshape(len(keep), *(1,) * (axis - 1), -1, *(1,) * (x.ndim - axis - 1)),
-    axis,
-  )
+  take = jax.vmap(lambda x, kept: x[kept])
   names = ('keys', 'hidden', 'tokens', 'logp', 'kept', 'length', 'stopped', 'alive')
-  rows = rows._replace(**{name: take(rows._asdict()[name]) for name in names})
-  return rows, jax.tree.map(lambda x: take(x, 2), cache)
+  rows = rows._replace(**{name: take(rows._asdict()[name], keep) for name in names})
+  inside = jax.vmap(lambda x, kept: x[:, kept])
+  return rows, jax.tree.map(lambda x: inside(x, keep), cache)
 
 
 def blank_rollout(temperature, prompt_id, version, group: int, length: int) -> Rollout:
