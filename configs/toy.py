@@ -14,9 +14,15 @@ def get_config(method: str = 'grpo') -> config_dict.ConfigDict:
   c = default_config(f'toy_{method}', method)
   c.model.name = 'tiny'
   c.steps = 60
-  c.optimizer = {r: adam(3e-3) for r in ('policy', 'critic', 'reward')}
+  c.optimizer = {r: adam(3e-3) for r in ('policy', 'critic', 'reward', 'prm')}
   c.evaluation = dict(every=20, batch=16)
   c.source = sampled(16, 8, 16, 6)
+  if method == 'remax':
+    c.source.greedy = True
+  if method in ('two_grpo', 'rebel'):
+    c.source.group = 2
+  if method == 'rto':
+    c.model.dpo = 'tiny'  # A stand-in: the policy at its birth, which rewards nothing.
   if 'max_length' in c.method:
     c.method.max_length = c.source.max_length
   if method in KINDS:

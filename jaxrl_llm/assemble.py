@@ -58,8 +58,16 @@ def assemble(config) -> Run:
   u = config.plan
   total = config.steps * u.epochs * u.minibatches
   tx, rates = make_optimizer(config, method, total)
+  needed = roles(config, method)
   state = initial.state(
-    model, roles(config, method), tx, mesh, lora=adapters, seed=config.seed
+    model,
+    needed,
+    tx,
+    mesh,
+    lora=adapters,
+    others=other_models(config, model, needed['frozen']),
+    extra=method.extra,
+    seed=config.seed,
   )
   update_step = step.make_update_step(
     see,
@@ -103,15 +111,15 @@ def make_decoders(config, model, mesh, adapters) -> dict[str, Decoder]:
   dtype = choose(DTYPES, config.model.dtype, 'config.model.dtype')
   choose(REMAT, config.model.remat, 'config.model.remat')
   return {
-    role: Decoder(
+    s.role: Decoder(
       model.config,
       dtype,
       config.model.remat,
-      scores=int(role in ('critic', 'reward')),
+      scores=int(s.role in ('critic', 'reward')),
       spread=sharding.constrain(mesh),
-      lora=None if role == 'ref' else adapters,
+      lora=None if s.tree == 'frozen' else adapters,
     )
-    for role in ('policy', 'ref', 'critic', 'reward')
+    for s in forward.SENSORS.values()
   }
 
 
@@ -178,6 +186,23 @@ def roles(config, method: Method) -> dict[str, set[str]]:
   return forward.roles(n for n in needs if n != 'ref_logp')
 
 
+def other_models(config, model, frozen) -> dict[str, pretrained.Pretrained]:
+  """The models of frozen roles that are not the policy at its birth."""
+  found = {}
+  for role in sorted(frozen - {'ref'}):
+    if not (name := config.model.get(role)):
+      raise InputError(
+        f'{config.method.name} needs config.model.{role}, a model by name or folder '
+        '(experiments/export.py makes one of a run).'
+      )
+    found[role] = pretrained.load(name)
+    if found[role].config != model.config:
+      raise InputError(
+        f'config.model.{role}={name}: another architecture than {config.model.name}.'
+      )
+  return found
+
+
 def make_optimizer(config, method: Method, total_updates: int):
   """An optimizer for every trained role; each needs its entry in config.optimizer."""
   trained = forward.roles(all_needs(method))['params']
@@ -210,4 +235,5 @@ def specimen(config, source: sources.Source, state: State) -> types.Batch:
     behavior_logp=zeros,
     kept_mass=zeros if draw.truncates(how).any() else None,
     order=order,
+    extra={'greedy_reward': zeros[:, 0, 0]} if s.get('greedy') else {},
   )

@@ -24,6 +24,7 @@ from jaxrl_llm.types import InputError, Method
 # Which module an option draws its function from.
 NAMESPACES = {
   'advantage': 'jaxrl_llm.ops.advantages',
+  'estimate': 'jaxrl_llm.ops.advantages',
   'aggregate': 'jaxrl_llm.ops.weights',
   'kl': 'jaxrl_llm.ops.kl',
 }

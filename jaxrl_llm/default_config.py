@@ -12,6 +12,7 @@ def default_config(name: str, method: str) -> config_dict.ConfigDict:
   c.seed = 0
   c.steps = 100
   c.model = dict(name='smollm2', dtype='float32', remat='none')
+  c.model.dpo = ''  # The DPO policy of rto.
   c.model.lora = dict(rank=0, alpha=16.0, targets='q|k|v|o|gate|up|down')
   c.method = build.defaults(method)
   c.plan = dict(epochs=1, minibatches=1, microbatches=1)
@@ -28,7 +29,8 @@ def default_config(name: str, method: str) -> config_dict.ConfigDict:
 def sampled(prompts: int, group: int, max_prompt: int, max_length: int) -> dict:
   """A source of fresh completions: prompts a batch, completions of each, tokens.
 
-  `slots` is how many prompts decode at once, 0 all; `limit` is of until_mixed alone.
+  `slots` is how many prompts decode at once, 0 all; `limit` is of until_mixed alone;
+  `greedy` is for remax; `filter` is one of filtration.py.
   """
   return dict(
     name='on_policy',
@@ -43,6 +45,8 @@ def sampled(prompts: int, group: int, max_prompt: int, max_length: int) -> dict:
     top_k=0,
     top_p=1.0,
     min_p=0.0,
+    greedy=False,
+    filter='',
   )
 
 

@@ -7,7 +7,16 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from jaxrl_llm import build, forward, packing, reference, sharding, sources, step
+from jaxrl_llm import (
+  build,
+  filtration,
+  forward,
+  packing,
+  reference,
+  sharding,
+  sources,
+  step,
+)
 from jaxrl_llm.data import chat, examples, order
 from jaxrl_llm.evaluate import held_out, stored
 from jaxrl_llm.models import pretrained
@@ -53,6 +62,7 @@ def questions(config, decoder, model, text, mesh) -> Feed:
     record=task.train,
     reward=make_reward(config, task),
     prompts=s.prompts,
+    greedy=sampler(1, s.get('slots', 0)) if s.get('greedy') else None,
     options=functools.partial(options, temperature=s.temperature, **draw.truncation(s)),
   )
   if s.name == 'until_mixed':
@@ -62,6 +72,8 @@ def questions(config, decoder, model, text, mesh) -> Feed:
       f'config.source.name={s.name!r}. '
       + build.near(s.name, ('on_policy', 'until_mixed'))
     )
+  if s.get('filter'):
+    source = filtration.filtered(source, s.filter)
   source = sources.changed(source, lambda rows, *_: sources.trimmed(rows))
   cold = functools.partial(options, temperature=0.0)
   score = held_out.make_held_out(

@@ -35,10 +35,18 @@ SENSORS = {
   'token_score': Sensor('params', 'reward', 'token_score'),
   'attributes': Sensor('params', 'reward', 'attributes'),
   'ref_logp': Sensor('frozen', 'ref', 'logp'),
+  'dpo_logp': Sensor('frozen', 'dpo', 'logp'),
+  'prm_logp': Sensor('params', 'prm', 'logp'),
 }
 
 # Fields of Batch read once per batch, without gradient, and the sensor that fills each.
-OBSERVED = {'old_logp': 'logp', 'old_value': 'value', 'ref_logp': 'ref_logp'}
+OBSERVED = {
+  'old_logp': 'logp',
+  'old_value': 'value',
+  'ref_logp': 'ref_logp',
+  'dpo_logp': 'dpo_logp',
+  'old_prm_logp': 'prm_logp',
+}
 
 
 def make_forward(decoders: dict[str, Decoder]) -> Forward:

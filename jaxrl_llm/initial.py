@@ -26,7 +26,9 @@ def lora(model) -> Lora | None:
   return Lora(options['rank'], float(options['alpha']), options['targets'])
 
 
-def state(model, roles, tx, mesh, *, lora: Lora | None, seed: int) -> State:
+def state(
+  model, roles, tx, mesh, *, lora: Lora | None, others=None, extra=None, seed: int
+) -> State:
   """Every role starts from the pretrained weights, where it belongs.
 
   With LoRA the weights are held once, as frozen['base']: trained roles have adapters
@@ -36,17 +38,20 @@ def state(model, roles, tx, mesh, *, lora: Lora | None, seed: int) -> State:
     model: a models.pretrained.Pretrained.
     roles: {'params': trained roles, 'frozen': others} (forward.roles).
     tx: the optimizer.
+    others: frozen roles with weights of their own -> Pretrained.
+    extra: what the method starts with (Method.extra).
   """
+  others = others or {}
   place = lambda path, shape: sharding.leaf_sharding(f'params/{path}', shape, mesh)
   base, key = model.params(place), jax.random.key(seed)
-  trained, others = sorted(roles['params']), sorted(roles['frozen'])
+  trained, kept = sorted(roles['params']), sorted(roles['frozen'] - set(others))
   if lora is None:
     # The first takes the arrays that were read: no array may stand in two places.
     trees = {
       role: role_tree(jax.tree.map(jnp.copy, base) if i else base, role)
-      for i, role in enumerate([*trained, *others])
+      for i, role in enumerate([*trained, *kept])
     }
-    params, frozen = ({r: trees[r] for r in names} for names in (trained, others))
+    params, frozen = ({r: trees[r] for r in names} for names in (trained, kept))
   else:
     frozen = {'base': base}
     params = {
@@ -54,6 +59,7 @@ def state(model, roles, tx, mesh, *, lora: Lora | None, seed: int) -> State:
       | head(role, model.config.width)
       for i, role in enumerate(trained)
     }
+  frozen |= {role: other.params(place) for role, other in others.items()}
   found = State(
     step=jnp.int32(0),
     applied=jnp.int32(0),
@@ -61,7 +67,7 @@ def state(model, roles, tx, mesh, *, lora: Lora | None, seed: int) -> State:
     params=params,
     opt_state=jax.jit(tx.init)(params),
     frozen=frozen,
-    extra={},
+    extra={name: jnp.float32(x) for name, x in (extra or {}).items()},
     key=key,
   )
   return jax.device_put(found, sharding.state_sharding(found, mesh))
@@ -75,4 +81,4 @@ def role_tree(params: Params, role: str) -> Params:
 
 def head(role: str, width: int) -> Params:
   """Zeros [D, 1] for a role that scores; nothing for one that speaks."""
-  return {} if role in ('policy', 'ref') else {'scores': jnp.zeros((width, 1))}
+  return {'scores': jnp.zeros((width, 1))} if role in ('critic', 'reward') else {}

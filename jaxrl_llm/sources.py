@@ -49,6 +49,7 @@ def on_policy(
   prompts: int,
   options: Callable[[int], draw.Options],
   policy=lambda state: state.params['policy'],
+  greedy=None,
 ) -> Source:
   """Fresh completions of the current policy, scored.
 
@@ -61,6 +62,8 @@ def on_policy(
     options: of so many prompts (rollout.draw.options); the temperature of sampling is
       that of the policy that is trained.
     policy: the state's parameters to sample with (forward.policy).
+    greedy: a `sample` of one completion a prompt. Its likeliest completions are scored
+      too: extra['greedy_reward'] [B] of the batch, for remax.
   """
 
   def source(state: State, step: int) -> Drawn:
@@ -78,12 +81,22 @@ def on_policy(
     total, parts = reward(rows)
     truncated = draw.truncates(how).any()
     batch = to_batch(tokens, length, rollout, total, truncated=truncated)
+    metrics = describe(batch, parts)
+    if greedy:
+      cold = how._replace(temperature=np.zeros_like(how.temperature))
+      arrays = (tokens, length, ids, cold)
+      alone = jax.device_get(greedy(policy(state), *arrays, key, state.step))
+      likeliest = reward(to_samples(alone, records, text))[0].astype(np.float32)
+      batch = batch.replace(extra={'greedy_reward': likeliest})
+      metrics['reward_greedy'] = float(likeliest.mean())
+      metrics['tokens'] += float(alone.length.sum())
+      metrics['rollouts'] += prompts
     seconds = {
       'seconds/rollout': sampled - start,
       'seconds/reward': time.perf_counter() - sampled,
     }
     shown = [table_row(r, total[i], parts, i) for i, r in enumerate(rows)]
-    return Drawn(batch, describe(batch, parts) | seconds, shown)
+    return Drawn(batch, metrics | seconds, shown)
 
   return source
 

@@ -15,7 +15,8 @@ from jaxrl_llm.ops import metrics as metrics_lib
 from jaxrl_llm.ops import weights
 from jaxrl_llm.types import Batch, Method, Metrics, Outputs, State
 
-SENSED = ('logp', 'entropy', 'value', 'token_score', 'ref_logp')
+SENSED = ('logp', 'entropy', 'value', 'token_score')
+SENSED += ('ref_logp', 'dpo_logp', 'prm_logp')
 
 
 def make_update_step(

@@ -71,6 +71,8 @@ class Batch:
   # Filled in by the step, once per batch, without gradient:
   old_logp: BGT | None = None
   ref_logp: BGT | None = None
+  dpo_logp: BGT | None = None  # Of the frozen policy that rto takes rewards from.
+  old_prm_logp: BGT | None = None  # Of the reward model that prime trains.
   old_value: BGT | None = None
   # Filled in by a method's `prepare`:
   advantage: Array | None = None  # [B, G, T], [B, G, 1] or [B, G].
@@ -94,6 +96,8 @@ class Outputs:
   token_score: BGT | None = None  # At each token, which is seen.
   attributes: Array | None = None  # [B, G, A], at the last token of the completion.
   ref_logp: BGT | None = None
+  dpo_logp: BGT | None = None
+  prm_logp: BGT | None = None
   aux: 'Outputs | None' = None
 
 
@@ -151,7 +155,8 @@ class Method(NamedTuple):
   measure: Callable[[Outputs, Batch], Batch] | None = None
   measure_needs: tuple[str, ...] = ()
   aggregate: Callable[[BGT], BGT] | None = None  # ops.weights.seq_mean if None.
-  # Moves the method's own controllers in `state.extra`.
+  # The method's own controllers in `state.extra`: where they start, and how they move.
+  extra: dict[str, float] = {}
   after: Callable[[State, Batch, Metrics], State] = lambda state, batch, metrics: state
 
 
@@ -197,6 +202,8 @@ def check(batch: Batch) -> None:
       'kept_mass',
       'old_logp',
       'ref_logp',
+      'dpo_logp',
+      'old_prm_logp',
       'old_value',
     ),
   }

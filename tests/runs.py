@@ -32,7 +32,7 @@ def config(method='grpo', **sections):
   if 'max_length' in c.method:
     c.method.max_length = 4
   if 'task' in c:
-    c.source.group = 4
+    c.source.group = min(c.source.group, 4)
     c.rewards = dict(early=dict(name='runs.early', weight=2.0))
     c.task.test_size = 8
   else:

@@ -16,7 +16,8 @@ from jaxrl_llm.types import InputError
 
 CONFIGS = sorted((runs.ROOT / 'configs').glob('[a-z]*.py'))
 METHODS = [m.name for m in pkgutil.iter_modules(methods.__path__)]
-QUICK = ('ppo', 'kto', 'bradley_terry')  # Two roles, two streams, no policy.
+# Two roles, two streams, no policy, another model, greedy completions.
+QUICK = ('ppo', 'kto', 'bradley_terry', 'rto', 'remax')
 
 
 def loaded(path):
@@ -40,8 +41,8 @@ def test_a_config_is_plain_data_and_names_a_method(path):
       build.find(f'jaxrl_llm.{part.replace("task", "tasks")}', c[part].name, part)
 
 
-def test_there_are_fifteen_methods():
-  assert len(METHODS) == 15
+def test_there_are_twenty_eight_methods():
+  assert len(METHODS) == 28
   assert set(QUICK) < set(METHODS)
 
 

@@ -36,6 +36,19 @@ METHODS = {
   'simpo': {},
   'orpo': {},
   'bradley_terry': {},
+  'two_grpo': {},
+  'gmpo': {},
+  'gpg': {},
+  'opo': {},
+  'sapo': {},
+  'reinforce_pp': {},
+  'reinforce_pp_baseline': {},
+  'rebel': {},
+  'raft': {},
+  'remax': {},
+  'ma_rlhf': {'n': 2},
+  'rto': {},
+  'prime': {},
 }
 every_method = pytest.mark.parametrize('name', METHODS)
 

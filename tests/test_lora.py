@@ -134,13 +134,21 @@ FIRST = {
   'grpo': dict(kl_ref=0.0),
   'ppo': dict(kl_ref=0.0, **{'max/ratio': 1.0}),
   'rloo': dict(kl_ref_seq=0.0),
+  'ma_rlhf': dict(kl_ref=0.0, kl_ref_seq=0.0),
+  'rto': dict(kl_ref=0.0, kl_ref_seq=0.0),
+  'reinforce_pp': dict(kl_ref_seq=0.0),
+  'reinforce_pp_baseline': dict(kl_ref=0.0),
+  'rebel': dict(kl_ref_seq=0.0, margin=0.0),
+  'remax': dict(kl_ref_seq=0.0),
+  'prime': dict(prm_loss=np.log(2)),
 }
 # Half the time to compile.
 QUICK = {'xla_backend_optimization_level': 0}
 
 
 # Each reads the same sensors as another method.
-ALIKE = ('dr_grpo', 'dapo', 'cispo', 'orpo')
+ALIKE = ('dr_grpo', 'dapo', 'cispo', 'orpo', 'two_grpo', 'gmpo', 'gpg', 'opo', 'sapo')
+ALIKE += ('raft', 'ma_rlhf', 'reinforce_pp_baseline', 'remax')
 
 
 @pytest.mark.parametrize('name', unless_slow(test_contract.METHODS, slow=ALIKE))
@@ -155,16 +163,18 @@ def test_every_method_trains_adapters_alone(name):
   )
   tx = optax.adam(1e-2)
   roles = forward.roles(assemble.all_needs(method))
+  mesh = sharding.make_mesh(fsdp=1)
+  others = {role: model for role in roles['frozen'] - {'ref'}}
   state = initial.state(
-    model, roles, tx, sharding.make_mesh(fsdp=1), lora=low_rank, seed=0
+    model, roles, tx, mesh, lora=low_rank, others=others, extra=method.extra, seed=0
   )
   decoders = {
-    role: decoder.Decoder(
+    s.role: decoder.Decoder(
       model.config,
-      scores=int(role in ('critic', 'reward')),
-      lora=None if role == 'ref' else low_rank,
+      scores=int(s.role in ('critic', 'reward')),
+      lora=None if s.tree == 'frozen' else low_rank,
     )
-    for role in ('policy', 'ref', 'critic', 'reward')
+    for s in forward.SENSORS.values()
   }
   see = forward.make_forward(decoders)
   update = jax.jit(make_update_step(see, tx, method), compiler_options=QUICK)
@@ -176,13 +186,14 @@ def test_every_method_trains_adapters_alone(name):
   for _ in range(2):
     state, _ = update(state, toy.batch())
   assert int(state.applied) == 3
-  assert first.frozen.keys() == {'base'}
+  assert first.frozen.keys() == {'base', *others}
   jax.tree.map(np.testing.assert_array_equal, state.frozen['base'], base)
   flat = flax.traverse_util.flatten_dict
   low = {('layers', f'{m}_lora_{x}') for m in 'qv' for x in 'ab'}
   assert state.params.keys() == roles['params']
   for role, tree in state.params.items():
-    assert flat(tree).keys() == low | ({('scores',)} if role != 'policy' else set())
+    scores = {('scores',)} if role in ('critic', 'reward') else set()
+    assert flat(tree).keys() == low | scores
     moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), tree, first.params[role])
     assert min(jax.tree.leaves(moved)) > 1e-4
 

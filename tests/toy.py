@@ -67,7 +67,8 @@ READ = {
 def tables(seed, scale=0.5):
   rng = np.random.default_rng(seed)
   draw = lambda *shape: jnp.asarray(scale * rng.normal(size=shape), jnp.float32)
-  return {'policy': draw(V, V), 'critic': draw(V), 'reward': draw(V)}
+  names = {'policy': (V, V), 'critic': (V,), 'reward': (V,), 'prm': (V, V)}
+  return {name: draw(*shape) for name, shape in names.items()}
 
 
 def state(tx=SGD, seed=0) -> State:
@@ -78,7 +79,7 @@ def state(tx=SGD, seed=0) -> State:
     skipped=jnp.int32(0),
     params=params,
     opt_state=tx.init(params),
-    frozen={'ref': tables(seed + 1)['policy']},
+    frozen={'ref': tables(seed + 1)['policy'], 'dpo': tables(seed + 3)['policy']},
     extra={},
     key=jax.random.key(seed + 2),
   )
@@ -94,4 +95,5 @@ def batch(seed=0, g=G) -> Batch:
     rng.integers(1, T + 1, (B, g)).astype(np.int32),
   )
   reward = np.sign(rng.normal(size=(B, g))).astype(np.float32)
-  return jax.tree.map(jnp.asarray, made.replace(reward=reward))
+  extra = {'greedy_reward': np.sign(rng.normal(size=B)).astype(np.float32)}
+  return jax.tree.map(jnp.asarray, made.replace(reward=reward, extra=extra))

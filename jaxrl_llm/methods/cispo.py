@@ -31,11 +31,7 @@ def cispo(
     ratio = surrogates.ratio(out.logp, batch.old_logp)
     bounded = jax.lax.stop_gradient(jnp.minimum(ratio, ratio_max))
     gain = jnp.sum(w * bounded * batch.advantage * out.logp)
-    return -gain, {
-      'gain': (gain, jnp.sum(w)),
-      'ratio': metrics.average(ratio, w),
-      'max/ratio': jnp.max(ratio * batch.mask),
-      'clipped': metrics.average((ratio > ratio_max).astype(w.dtype), w),
-    }
+    found = metrics.ratios(ratio, ratio > ratio_max, w)
+    return -gain, found | {'gain': (gain, jnp.sum(w))}
 
   return Method(loss, ('logp', 'old_logp'), prepare, aggregate=aggregate)

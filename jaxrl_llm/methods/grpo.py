@@ -41,11 +41,9 @@ def grpo(
     ratio = surrogates.ratio(out.logp, batch.old_logp)
     gain = jnp.sum(w * surrogates.clipped(ratio, adv, low=clip_low, high=clip_high))
     hit = surrogates.clip_fraction(ratio, adv, low=clip_low, high=clip_high)
-    found = {
+    found = metrics.kl_paid(batch) | {
       'gain': (gain, jnp.sum(w)),
-      'ratio': metrics.average(ratio, w),
-      'max/ratio': jnp.max(ratio * batch.mask),
-      'clipped': metrics.average(hit, w),
+      **metrics.ratios(ratio, hit, w),
     }
     if not beta:
       return -gain, found

@@ -30,11 +30,6 @@ def gspo(
     ratio = surrogates.ratio(logp, sequences.seq_mean(batch.old_logp, batch.mask))
     gain = jnp.sum(w * surrogates.clipped(ratio, adv, low=clip_low, high=clip_high))
     hit = surrogates.clip_fraction(ratio, adv, low=clip_low, high=clip_high)
-    return -gain, {
-      'gain': (gain, jnp.sum(w)),
-      'ratio': metrics.average(ratio, w),
-      'max/ratio': jnp.max(ratio),
-      'clipped': metrics.average(hit, w),
-    }
+    return -gain, {'gain': (gain, jnp.sum(w)), **metrics.ratios(ratio, hit, w)}
 
   return Method(loss, ('logp', 'old_logp'), prepare)

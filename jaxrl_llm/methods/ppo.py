@@ -7,11 +7,15 @@ Ouyang et al., 2022, https://arxiv.org/abs/2203.02155).
   near = V_old + clip(V - V_old, -value_clip, value_clip);  A' is A whitened
 
 `target` is built before whitening. clip, value_clip, discount and lam are the common
-library settings, beta that of the DeepSpeed-Chat family; value_coef is ours.
+library settings, beta that of the DeepSpeed-Chat family; value_coef is ours. PPO-max
+(2023, https://arxiv.org/abs/2307.04964) is reward_scale='norm',
+reward_clip, advantage_clip=0.5 and critic_steps. Rewards of single tokens are
+added where the batch has them, as extra['token_reward'] [B, G, T].
 """
 
 import jax.numpy as jnp
 
+from jaxrl_llm import controllers
 from jaxrl_llm.ops import advantages, metrics, sequences, surrogates, weights
 from jaxrl_llm.ops import kl as kls
 from jaxrl_llm.types import Method
@@ -23,23 +27,46 @@ def ppo(
   value_clip: float = 0.2,
   value_coef: float = 0.1,
   beta: float = 0.05,
+  kl_target: float = 0.0,
+  kl_horizon: float = 10000.0,
+  reward_scale: str = 'none',
+  reward_clip: float = 0.0,
+  advantage_clip: float = 0.0,
+  critic_steps: int = 0,
   discount: float = 1.0,
   lam: float = 0.95,
+  estimate=advantages.gae_targets,
   aggregate=weights.token_mean,
 ) -> Method:
   """Needs a critic. Only k1 in the reward has the gradient of KL(pi || ref).
 
-  With `beta` 0 the reference is neither needed nor run.
+  Args:
+    beta: where 0, the reference is neither needed nor run.
+    kl_target: nats per completion; above 0 it moves beta (controllers.adaptive_kl).
+    reward_scale: 'scale' or 'norm' by running moments (controllers.reward_scaler).
+    reward_clip, advantage_clip: bounds of the scaled score and of A'; 0 is none.
+    critic_steps: the policy rests for so many steps.
+    estimate: (reward, value, mask, discount=, lam=) to (A, target).
   """
   ref = ('ref_logp',) if beta else ()
+  scaled, moments = controllers.reward_scaler(reward_scale, reward_clip)
+  moved, start = controllers.adaptive_kl(beta, kl_target, kl_horizon)
 
   def prepare(state, batch):
     mask = batch.mask
-    reward = sequences.at_last(batch.reward, mask)
+    state, score = scaled(state, batch)
+    reward = sequences.at_last(score, mask) + batch.extra.get('token_reward', 0.0)
     if beta:
-      reward -= beta * mask * kls.k1(batch.old_logp, batch.ref_logp)
-    adv = advantages.gae(reward, batch.old_value, mask, discount=discount, lam=lam)
-    target, white = adv + batch.old_value, advantages.whiten(adv, mask)
+      now = state.extra['beta'] if kl_target else beta
+      paid = mask * kls.k1(batch.old_logp, batch.ref_logp)
+      reward -= now * paid
+      batch = batch.replace(extra=batch.extra | {'kl': paid.sum(-1)})
+    adv, target = estimate(reward, batch.old_value, mask, discount=discount, lam=lam)
+    white = advantages.whiten(adv, mask)
+    if advantage_clip:
+      white = jnp.clip(white, -advantage_clip, advantage_clip)
+    if critic_steps:
+      white *= state.step >= critic_steps
     return state, batch.replace(advantage=white, target=target)
 
   def loss(out, batch):
@@ -47,20 +74,19 @@ def ppo(
     ratio = surrogates.ratio(out.logp, batch.old_logp)
     gain = jnp.sum(w * surrogates.clipped(ratio, batch.advantage, low=clip, high=clip))
     hit = surrogates.clip_fraction(ratio, batch.advantage, low=clip, high=clip)
-    change = jnp.clip(out.value - batch.old_value, -value_clip, value_clip)
-    errors = [out.value - batch.target, batch.old_value + change - batch.target]
-    value_error = 0.5 * jnp.maximum(*map(jnp.square, errors))
-    found = {
+    error = surrogates.value_error(
+      out.value, batch.old_value, batch.target, clip=value_clip
+    )
+    found = metrics.kl_paid(batch) | {
       'gain': (gain, jnp.sum(w)),
-      'value_loss': metrics.average(value_error, w),
-      'ratio': metrics.average(ratio, w),
-      'max/ratio': jnp.max(ratio * batch.mask),
-      'clipped': metrics.average(hit, w),
+      'value_loss': metrics.average(error, w),
+      **metrics.ratios(ratio, hit, w),
     }
     if beta:
       found['kl_ref'] = metrics.average(kls.k3(out.logp, batch.ref_logp), w)
-    return value_coef * jnp.sum(w * value_error) - gain, found
+    return value_coef * jnp.sum(w * error) - gain, found
 
   needs = ('logp', 'value', 'old_logp', 'old_value', *ref)
   before = ('old_logp', 'old_value', *ref)
-  return Method(loss, needs, prepare, before, aggregate=aggregate)
+  carried = dict(extra=moments | start, after=moved)
+  return Method(loss, needs, prepare, before, aggregate=aggregate, **carried)

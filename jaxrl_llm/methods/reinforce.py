@@ -7,7 +7,7 @@ No ratio: on policy.
 
 import jax.numpy as jnp
 
-from jaxrl_llm.ops import advantages, weights
+from jaxrl_llm.ops import advantages, metrics, weights
 from jaxrl_llm.types import Method
 
 
@@ -20,6 +20,7 @@ def reinforce(*, advantage=advantages.none, aggregate=weights.token_mean) -> Met
 
   def loss(out, batch):
     gain = jnp.sum(batch.weight * batch.advantage * out.logp)
-    return -gain, {'gain': (gain, jnp.sum(batch.weight))}
+    found = {'gain': (gain, jnp.sum(batch.weight))}
+    return -gain, found | metrics.kl_paid(batch)
 
   return Method(loss, ('logp',), prepare, aggregate=aggregate)

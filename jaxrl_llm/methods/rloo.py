@@ -28,10 +28,7 @@ def rloo(*, beta: float = 0.03, advantage=advantages.leave_one_out) -> Method:
   def loss(out, batch):
     w = batch.seq_weight
     gain = jnp.sum(w * batch.advantage * sequences.seq_sum(out.logp, batch.mask))
-    found = {'gain': (gain, jnp.sum(w))}
-    if beta:
-      found['kl_ref_seq'] = metrics.average(batch.extra['kl'], w)
-    return -gain, found
+    return -gain, {'gain': (gain, jnp.sum(w))} | metrics.kl_paid(batch)
 
   needs = ('old_logp', 'ref_logp') if beta else ()
   return Method(loss, ('logp',), prepare, needs)

@@ -38,6 +38,16 @@ def group_norm(reward: BG, valid: BG, *, eps: float = 1e-6, ddof: int = 0) -> BG
   return centred / (std + eps)
 
 
+def pair_sign(reward: BG, valid: BG) -> BG:
+  """+1 for the better of a group of two, -1 for the other, 0 for a tie."""
+  if reward.shape[1] != 2:
+    raise InputError(
+      f'pair_sign is for groups of two; these have {reward.shape[1]} completions. Set '
+      'config.source.group=2.'
+    )
+  return jnp.sign(reward - reward[:, ::-1]) * valid.prod(1, keepdims=True)
+
+
 def tied(reward: BG, valid: BG) -> BG:
   """True for groups with one distinct valid reward or none: [B, G] to [B, 1]."""
   top = jnp.where(valid > 0, reward, -jnp.inf).max(1, keepdims=True)
@@ -76,6 +86,42 @@ def gae(
   zero = jnp.zeros_like(reward[..., 0])
   _, advantage = jax.lax.scan(step, (zero, zero), xs, reverse=True)
   return jnp.moveaxis(advantage, 0, -1)
+
+
+def gae_targets(
+  reward: BGT, value: BGT, mask: BGT, *, discount: float = 1.0, lam: float = 0.95
+):
+  """`gae` and what the critic is to say: (A, A + V)."""
+  found = gae(reward, value, mask, discount=discount, lam=lam)
+  return found, found + value
+
+
+def macro_gae(
+  reward: BGT,
+  value: BGT,
+  mask: BGT,
+  *,
+  n: int,
+  discount: float = 1.0,
+  lam: float = 0.95,
+):
+  """`gae` over runs of n chosen tokens, their rewards and values averaged: (A, target).
+
+  The last token is a run of its own, so that its reward is not averaged. MA-RLHF,
+  2024, https://arxiv.org/abs/2410.02743.
+  """
+  order = jnp.cumsum(mask, -1) - 1
+  last = order == mask.sum(-1, keepdims=True) - 1
+  run = jnp.where(last, order, order // n)  # Places without a run have no tokens.
+  places = jnp.arange(mask.shape[-1])[None, None, None]
+  member = (run[..., None] == places) * mask[..., None]
+  count = member.sum(-2)
+  share = member / jnp.maximum(count, 1.0)[..., None, :]
+  over = lambda x: jnp.einsum('bgt,bgts->bgs', x, share)
+  back = lambda x: jnp.einsum('bgs,bgts->bgt', x, member)
+  there = (count > 0).astype(mask.dtype)
+  found = gae(over(reward), over(value), there, discount=discount, lam=lam)
+  return back(found), back(found + over(value))
 
 
 def whiten(x: BGT, mask: BGT) -> BGT:

@@ -3,12 +3,28 @@
 import jax
 import jax.numpy as jnp
 
-from jaxrl_llm.types import Array, Metrics
+from jaxrl_llm.types import Array, Batch, Metrics
 
 
 def average(x: Array, weight: Array) -> tuple[Array, Array]:
   """The weighted mean of x, as a pair. `weight` has the shape of x."""
   return jnp.sum(x * weight), jnp.sum(weight)
+
+
+def kl_paid(batch: Batch) -> Metrics:
+  """The KL that `prepare` put into the reward, extra['kl'] [B, G], where it did."""
+  if 'kl' not in batch.extra:
+    return {}
+  return {'kl_ref_seq': average(batch.extra['kl'], batch.seq_weight)}
+
+
+def ratios(ratio: Array, hit: Array, weight: Array) -> Metrics:
+  """pi / pi_old, of tokens or of completions, and where a clip `hit` it."""
+  return {
+    'ratio': average(ratio, weight),
+    'max/ratio': jnp.max(jnp.where(weight > 0, ratio, 0.0)),
+    'clipped': average(hit.astype(weight.dtype), weight),
+  }
 
 
 def wins(margin: Array, weight: Array) -> tuple[Array, Array]:

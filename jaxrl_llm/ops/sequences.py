@@ -25,9 +25,14 @@ def margin(x: BG) -> Array:
   return x[:, 0] - x[:, 1]
 
 
+def to_go(x: BGT) -> BGT:
+  """Sum of what is still to come, the present included."""
+  return jnp.cumsum(x[..., ::-1], -1)[..., ::-1]
+
+
 def at_last(x: BG, mask: BGT) -> BGT:
   """Puts a number per completion on its last chosen token, zeros elsewhere."""
-  remaining = jnp.cumsum(mask[..., ::-1], -1)[..., ::-1]
+  remaining = to_go(mask)
   return jnp.where((mask > 0) & (remaining == 1), x[..., None], 0.0)
 
 

@@ -17,6 +17,12 @@ def clipped(ratio: Array, advantage: Array, *, low: float, high: float) -> Array
   return jnp.minimum(ratio * advantage, bounded * advantage)
 
 
+def value_error(value: BGT, old: BGT, target: BGT, *, clip: float) -> BGT:
+  """Half the squared error, the larger of that of V and of V within `clip` of V_old."""
+  near = old + jnp.clip(value - old, -clip, clip)
+  return 0.5 * jnp.maximum(jnp.square(value - target), jnp.square(near - target))
+
+
 def clip_fraction(ratio: Array, advantage: Array, *, low: float, high: float) -> BGT:
   """1.0 where the clip removes the gradient."""
   up = (advantage > 0) & (ratio > 1.0 + high)

@@ -1,0 +1,61 @@
+"""What some methods carry from step to step, in `State.extra`: numbers that move."""
+
+import jax.numpy as jnp
+
+from jaxrl_llm.types import BG, Batch, InputError, Metrics, State
+
+
+def adaptive_kl(beta: float, target: float, horizon: float):
+  """A `Method.after` that steers KL per completion to `target`, and its start.
+
+  beta <- beta (1 + clip(KL / target - 1, -0.2, 0.2) n / horizon), for n completions
+  with `KL` the metric kl_ref_seq. Ziegler et al., 2019. A target of 0 leaves beta.
+  """
+  if not target:
+    return lambda state, batch, metrics: state, {}
+  if beta <= 0:
+    raise InputError(
+      f'kl_target={target} moves beta, which starts at {beta}: raise it.'
+    )
+
+  def after(state: State, batch: Batch, metrics: Metrics) -> State:
+    error = jnp.clip(metrics['kl_ref_seq'] / target - 1.0, -0.2, 0.2)
+    change = 1.0 + error * batch.valid.sum() / horizon
+    return state.replace(extra=state.extra | {'beta': state.extra['beta'] * change})
+
+  return after, {'beta': beta}
+
+
+def reward_scaler(kind: str, bound: float):
+  """`(state, batch) -> (state, score [B, G])` by running moments, and their start.
+
+  'scale' divides by the standard deviation of all scores so far, this batch included;
+  'norm' takes their mean off first; 'none' does neither. Then the score is held within
+  +-bound, where that is above 0.
+  """
+  if kind not in ('none', 'scale', 'norm'):
+    raise InputError(f"reward_scale={kind!r}; give 'none', 'scale' or 'norm'.")
+
+  def scaled(state: State, batch: Batch) -> tuple[State, BG]:
+    score = batch.reward
+    if kind != 'none':
+      state = observed(state, batch)
+      count, total, squares = (state.extra[name] for name in MOMENTS)
+      mean = total / jnp.maximum(count, 1.0)
+      variance = squares / jnp.maximum(count, 1.0) - jnp.square(mean)
+      score -= mean if kind == 'norm' else 0.0
+      score /= jnp.sqrt(jnp.maximum(variance, 0.0)) + 1e-6
+    return state, jnp.clip(score, -bound, bound) if bound else score
+
+  return scaled, {} if kind == 'none' else dict.fromkeys(MOMENTS, 0.0)
+
+
+MOMENTS = ('reward_count', 'reward_sum', 'reward_squares')
+
+
+def observed(state: State, batch: Batch) -> State:
+  """The state with this batch's scores in its moments."""
+  powers = (jnp.power(batch.reward, i) for i in range(3))
+  added = (jnp.sum(x * batch.valid) for x in powers)
+  moments = {name: state.extra[name] + x for name, x in zip(MOMENTS, added)}
+  return state.replace(extra=state.extra | moments)

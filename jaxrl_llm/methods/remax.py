@@ -1,0 +1,35 @@
+"""ReMax (Li et al., 2023), https://arxiv.org/abs/2310.10505.
+
+  A_t = R(y) - R(greedy y) - beta log(pi_old / pi_ref)_t
+  loss = - E_token[ A_t log pi(y_t) ]
+
+Differs from reinforce: the reward of the policy's own greedy completion is the
+baseline (config.source.greedy=True draws it; it is not trained on). KL as the official
+code has it: each token's own, not what is still to come. beta is ours, as the card
+names none; discount is left at 1.
+"""
+
+from jaxrl_llm.methods.reinforce import reinforce
+from jaxrl_llm.ops import kl, weights
+from jaxrl_llm.types import InputError, Method
+
+
+def remax(*, beta: float = 0.05, aggregate=weights.token_mean) -> Method:
+  """With `beta` 0 the reference is neither needed nor run."""
+
+  def prepare(state, batch):
+    if 'greedy_reward' not in batch.extra:
+      raise InputError(
+        'remax: the baseline is the reward of a greedy completion. Set '
+        'config.source.greedy=True.'
+      )
+    gain = (batch.reward - batch.extra['greedy_reward'][:, None]) * batch.valid
+    adv = gain[..., None] * batch.mask
+    if beta:
+      paid = batch.mask * kl.k1(batch.old_logp, batch.ref_logp)
+      adv -= beta * paid
+      batch = batch.replace(extra=batch.extra | {'kl': paid.sum(-1)})
+    return state, batch.replace(advantage=adv)
+
+  needs = ('old_logp', 'ref_logp') if beta else ()
+  return reinforce(aggregate=aggregate)._replace(prepare=prepare, prepare_needs=needs)
