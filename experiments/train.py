@@ -5,8 +5,6 @@ goes on where the last one stopped.
 """
 
 import os
-import pathlib
-import platform
 import sys
 
 import jax
@@ -24,26 +22,14 @@ ALLOCATOR = flags.DEFINE_bool(
   'allocator', True, 'Tunes glibc for large buffers, by starting this program again.'
 )
 
-# Programs compiled once are read from here by later runs of this user.
-CACHE = pathlib.Path(os.environ.get('XDG_CACHE_HOME', '~/.cache')) / 'jaxrl_llm/xla'
-
 
 def main(argv: list[str]) -> None:
   if argv[1:]:
     raise InputError(f'Unknown arguments {argv[1:]}; options are --name=value.')
   if CONFIG.value is None:
     raise InputError('Name a config: --config=configs/quickstart.py')
-  if (
-    ALLOCATOR.value
-    and platform.libc_ver()[0] == 'glibc'
-    and command.GUARD not in os.environ
-  ):
-    print('Starting again with glibc tuned for large buffers (off: --noallocator).')
-    sys.stdout.flush()
-    os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | command.GLIBC)
+  command.start(allocator=ALLOCATOR.value)
   jax.config.update('jax_debug_nans', DEBUG_NANS.value)
-  if not jax.config.jax_compilation_cache_dir:  # JAX_COMPILATION_CACHE_DIR counts.
-    jax.config.update('jax_compilation_cache_dir', str(CACHE.expanduser()))
   train.main(CONFIG.value, WORKDIR.value, profile=PROFILE.value)
 
 

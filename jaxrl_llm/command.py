@@ -1,9 +1,17 @@
-"""How a script ends, and the settings of glibc under which one is quick."""
+"""How a script starts, so that it is quick, and how it ends."""
 
+import os
+import pathlib
+import platform
 import sys
 from collections.abc import Callable
 
+import jax
+
 from jaxrl_llm.types import InputError
+
+# Programs compiled once are read from here by later runs of this user.
+CACHE = pathlib.Path(os.environ.get('XDG_CACHE_HOME', '~/.cache')) / 'jaxrl_llm/xla'
 
 # Without these, every step asks the kernel for its buffers page by page.
 GUARD = 'JAXRL_LLM_ALLOCATOR'
@@ -15,6 +23,18 @@ GLIBC = {
   'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=1',
   GUARD: '1',
 }
+
+
+def start(*, allocator: bool = True) -> None:
+  """Keeps compiled programs, and with `allocator` starts the script again, once, with
+  glibc tuned for large buffers. JAX_COMPILATION_CACHE_DIR counts.
+  """
+  if allocator and platform.libc_ver()[0] == 'glibc' and GUARD not in os.environ:
+    print('Starting again with glibc tuned for large buffers (off: --noallocator).')
+    sys.stdout.flush()
+    os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | GLIBC)
+  if not jax.config.jax_compilation_cache_dir:
+    jax.config.update('jax_compilation_cache_dir', str(CACHE.expanduser()))
 
 
 def status(main: Callable[[], None]) -> int:

@@ -17,6 +17,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from jaxrl_llm import checkpoint
 from jaxrl_llm.log import read_lines, write_json
 
 HERE = Path(__file__).parent
@@ -47,6 +48,9 @@ def main() -> None:
     workdir = (root / arm).absolute()
     command = [sys.executable, 'experiments/train.py', *flags, f'--workdir={workdir}']
     subprocess.run(command, cwd=ROOT, check=True)
+    steps = json.loads((workdir / 'run.json').read_text())['config']['steps']
+    if (checkpoint.read_meta(workdir) or {'step': 0})['step'] < steps:
+      sys.exit(f'{workdir} was stopped. The same command goes on.')
   result = {'arms': {arm: summary(root / arm, claim.HELD_OUT) for arm in claim.ARMS}}
   result['verdict'] = claim.verdict(result)
   write_json(folder / 'result.json', result)
