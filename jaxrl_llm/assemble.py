@@ -77,6 +77,7 @@ def assemble(config) -> Run:
     minibatches=u.minibatches,
     microbatches=u.microbatches,
     importance=make_importance(config),
+    trust_sampler=u.get('trust_sampler', False),
     constrain=sharding.constrain(mesh),
   )
   update = sharding.compile_step(update_step, state, mesh)

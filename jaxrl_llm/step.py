@@ -28,6 +28,7 @@ def make_update_step(
   minibatches: int = 1,
   microbatches: int = 1,
   importance: Callable | None = None,
+  trust_sampler: bool = False,
   constrain=lambda batch: batch,
 ):
   """Returns the pure `update_step(state, batch) -> (state, metrics)`.
@@ -42,14 +43,22 @@ def make_update_step(
       pieces of its own. Changes memory, never the result.
     importance: weights for the sampler's error (ops/importance.py); one more forward
       pass where the method has no old_logp of its own.
+    trust_sampler: what the sampler reported is old_logp, and no pass finds it out. The
+      ratio then makes up for the sampler's error too, so `importance` may not.
     constrain: keeps a batch split over devices (sharding.constrain).
   """
+  if trust_sampler and importance:
+    raise types.InputError(
+      "config.plan: importance and trust_sampler weigh the sampler's error twice. Set "
+      'one of them.'
+    )
   # On one strictly on-policy update the old log-prob is this one, detached.
   once = epochs == minibatches == 1 and importance is None
   fresh = tuple(n for n in method.needs if once and OBSERVED.get(n) in live(method))
   observed = {n for n in method.needs if n in OBSERVED} - {*fresh}
   observed |= {*method.prepare_needs, *(('old_logp',) if importance else ())}
-  gradient = make_gradient(forward, method, fresh, microbatches, once=once)
+  known = 'logp' if once else None if trust_sampler else 'old_logp'
+  gradient = make_gradient(forward, method, fresh, microbatches, known=known)
 
   def optimizer_step(state: State, batch: Batch) -> tuple[State, Metrics]:
     batch = constrain(corrected(weigh(batch, method), importance))
@@ -63,6 +72,7 @@ def make_update_step(
     types.check(batch)
     check_plan(batch, minibatches, microbatches)
     batch = clean(jax.lax.stop_gradient(batch))
+    batch = trusting(batch) if trust_sampler else batch
     batch = observe(forward, state, batch, observed, microbatches)
     state, batch = prepare(method, state, batch)
     order, batch = batch.order, batch.replace(order=None)
@@ -82,12 +92,13 @@ def make_update_step(
 
 
 def make_gradient(
-  forward: Forward, method: Method, fresh, microbatches: int, *, once: bool
+  forward: Forward, method: Method, fresh, microbatches: int, *, known: str | None
 ):
   """Returns `gradient(params, frozen, batch) -> (gradient, metrics)` of a minibatch.
 
   `fresh` names the fields of the batch that are, where empty, this forward pass's own
-  outputs, detached. `once`: the parameters are those that sampled the batch.
+  outputs, detached. `known` names what the parameters that sampled say: 'logp', this
+  pass, 'old_logp', or None where nobody looked.
   """
   sensors = live(method)
 
@@ -99,7 +110,8 @@ def make_gradient(
         batch = batch.replace(**{name: now})
     loss, metrics = method.loss(out, batch)
     metrics |= {'loss': (loss, batch.seq_weight.sum())}
-    return loss, metrics | agreement(batch, out.logp if once else None)
+    told = {'logp': out.logp, 'old_logp': batch.old_logp, None: None}[known]
+    return loss, metrics | agreement(batch, told)
 
   def gradient(params, frozen, batch):
     of = jax.grad(loss_fn, has_aux=True)
@@ -146,9 +158,18 @@ def corrected(batch: Batch, importance: Callable | None) -> Batch:
   return batch.replace(weight=batch.weight * token, seq_weight=batch.seq_weight * row)
 
 
+def trusting(batch: Batch) -> Batch:
+  """The batch with the sampler's log-probs as the old ones."""
+  if batch.behavior_logp is None or batch.kept_mass is not None:
+    raise types.InputError(
+      'config.plan.trust_sampler takes a source that samples, with top_k=0, top_p=1 '
+      'and min_p=0.'
+    )
+  return batch.replace(old_logp=batch.behavior_logp)
+
+
 def agreement(batch: Batch, logp) -> Metrics:
   """ops.importance.agreement with the parameters that sampled, where both speak."""
-  logp = batch.old_logp if batch.old_logp is not None else logp
   if batch.behavior_logp is None or logp is None:
     return {}
   said = batch.behavior_logp

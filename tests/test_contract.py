@@ -98,6 +98,43 @@ def test_the_samplers_error_is_weighed_out(name):
     step(toy.state(), exact.replace(kept_mass=0.9 * exact.mask))
 
 
+@pytest.mark.parametrize('name', ['grpo', 'ppo'])
+def test_the_sampler_may_be_trusted(name):
+  """With an exact sampler nothing changes but the pass that is left out."""
+  logp = toy.logp(toy.state().params['policy'], toy.batch())
+  exact, calls = toy.batch().replace(behavior_logp=logp), []
+
+  def counted(params, frozen, batch, needs):
+    calls.append(tuple(needs))
+    return toy.forward(params, frozen, batch, needs)
+
+  found = {}
+  for trust in (False, True):
+    calls.clear()
+    step = make_update_step(
+      counted, toy.SGD, method(name), minibatches=2, trust_sampler=trust
+    )
+    state, metrics = step(toy.state(), exact)
+    found[trust] = state.params, sum('logp' in needs for needs in calls)
+    assert ('mismatch' in metrics) != trust  # Nobody looked.
+  chex.assert_trees_all_close(found[True][0], found[False][0], atol=1e-6)
+  assert found[True][1] == found[False][1] - 1
+  off, _ = step(toy.state(), exact.replace(behavior_logp=logp - 0.5))
+  assert abs(off.params['policy'] - found[True][0]['policy']).max() > 1e-3
+
+
+def test_the_sampler_may_not_be_trusted():
+  make = functools.partial(make_update_step, toy.forward, toy.SGD, method('grpo'))
+  with pytest.raises(InputError, match='twice'):
+    make(importance=importance.token, trust_sampler=True)
+  step = make(trust_sampler=True)
+  with pytest.raises(InputError, match='takes a source that samples'):
+    step(toy.state(), toy.batch())
+  cut = toy.batch()
+  with pytest.raises(InputError, match='top_p=1'):
+    step(toy.state(), cut.replace(behavior_logp=-cut.mask, kept_mass=0.9 * cut.mask))
+
+
 @every_method
 def test_jit_changes_nothing(name):
   step = make_update_step(toy.forward, toy.SGD, method(name))
