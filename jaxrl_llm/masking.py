@@ -29,7 +29,7 @@ def clean(batch: Batch) -> Batch:
 def blank(tree, batch: Batch, names):
   """0 x NaN is NaN, in the gradient too: masked slots are replaced, not multiplied."""
   inside = batch.mask > 0
-  found = {n: x for n in names if (x := getattr(tree, n)) is not None}
+  found = {n: x for n in names if (x := vars(tree)[n]) is not None}
   tree = tree.replace(**{n: jnp.where(inside, x, 0.0) for n, x in found.items()})
   if isinstance(tree, Outputs) and tree.aux is not None:
     tree = tree.replace(aux=blank(tree.aux, batch.aux, names))

@@ -92,9 +92,9 @@ def piece(batch: Batch, m) -> Batch:
 
 def only(batch: Batch, mine) -> Batch:
   """The batch with the groups that are not `mine` [B] neither valid nor weighed."""
-  names = [n for n in ('valid', *WEIGHTS) if getattr(batch, n) is not None]
+  names = [n for n in ('valid', *WEIGHTS) if vars(batch)[n] is not None]
   keep = lambda x: x * mine.reshape(-1, *(1,) * (x.ndim - 1))
-  found = {n: keep(getattr(batch, n)) for n in names}
+  found = {n: keep(vars(batch)[n]) for n in names}
   aux = None if batch.aux is None else only(batch.aux, mine)
   return batch.replace(**found, aux=aux)
 

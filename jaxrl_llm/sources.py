@@ -86,11 +86,8 @@ def on_policy(
       cold = how._replace(temperature=np.zeros_like(how.temperature))
       arrays = (tokens, length, ids, cold)
       alone = jax.device_get(greedy(policy(state), *arrays, key, state.step))
-      likeliest = reward(to_samples(alone, records, text))[0].astype(np.float32)
-      batch = batch.replace(extra={'greedy_reward': likeliest})
-      metrics['reward_greedy'] = float(likeliest.mean())
-      metrics['tokens'] += float(alone.length.sum())
-      metrics['rollouts'] += prompts
+      likeliest = reward(to_samples(alone, records, text))[0]
+      batch, metrics = with_baseline(batch, metrics, alone, likeliest)
     seconds = {
       'seconds/rollout': sampled - start,
       'seconds/reward': time.perf_counter() - sampled,
@@ -263,6 +260,16 @@ def to_batch(
     kept_mass=rollout.kept_mass if truncated else None,
     reward=reward.reshape(rollout.length.shape).astype(np.float32),
   )
+
+
+def with_baseline(batch: Batch, metrics, greedy: Rollout, reward: np.ndarray):
+  """The batch with the rewards [B] of greedy completions, and what these cost."""
+  batch = batch.replace(extra={'greedy_reward': reward.astype(np.float32)})
+  return batch, metrics | {
+    'reward_greedy': float(reward.mean()),
+    'tokens': metrics['tokens'] + float(greedy.length.sum()),
+    'rollouts': metrics['rollouts'] + len(reward),
+  }
 
 
 def describe(batch: Batch, parts: dict[str, np.ndarray]) -> dict[str, float]:

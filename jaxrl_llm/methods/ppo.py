@@ -58,9 +58,8 @@ def ppo(
     reward = sequences.at_last(score, mask) + batch.extra.get('token_reward', 0.0)
     if beta:
       now = state.extra['beta'] if kl_target else beta
-      paid = mask * kls.k1(batch.old_logp, batch.ref_logp)
+      paid, batch = kls.paid(batch)
       reward -= now * paid
-      batch = batch.replace(extra=batch.extra | {'kl': paid.sum(-1)})
     adv, target = estimate(reward, batch.old_value, mask, discount=discount, lam=lam)
     white = advantages.whiten(adv, mask)
     if advantage_clip:
@@ -68,6 +67,16 @@ def ppo(
     if critic_steps:
       white *= state.step >= critic_steps
     return state, batch.replace(advantage=white, target=target)
+
+  needs = ('logp', 'value', 'old_logp', 'old_value', *ref)
+  before = ('old_logp', 'old_value', *ref)
+  carried = dict(extra=moments | start, after=moved)
+  loss = make_loss(clip, value_clip, value_coef, beta)
+  return Method(loss, needs, prepare, before, aggregate=aggregate, **carried)
+
+
+def make_loss(clip: float, value_clip: float, value_coef: float, beta: float):
+  """Policy and critic together; `beta` only says whether there is a KL to show."""
 
   def loss(out, batch):
     w = batch.weight
@@ -86,7 +95,4 @@ def ppo(
       found['kl_ref'] = metrics.average(kls.k3(out.logp, batch.ref_logp), w)
     return value_coef * jnp.sum(w * error) - gain, found
 
-  needs = ('logp', 'value', 'old_logp', 'old_value', *ref)
-  before = ('old_logp', 'old_value', *ref)
-  carried = dict(extra=moments | start, after=moved)
-  return Method(loss, needs, prepare, before, aggregate=aggregate, **carried)
+  return loss

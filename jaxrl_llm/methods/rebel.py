@@ -10,7 +10,7 @@ fitted exactly, pi is proportional to pi_old exp(eta R). In the official code's 
 
 import jax.numpy as jnp
 
-from jaxrl_llm.ops import metrics, sequences
+from jaxrl_llm.ops import kl, metrics, sequences
 from jaxrl_llm.types import Method
 
 
@@ -20,9 +20,8 @@ def rebel(*, eta: float = 1.0, beta: float = 0.05) -> Method:
   def prepare(state, batch):
     reward = batch.reward
     if beta:
-      kl = sequences.seq_sum(batch.old_logp - batch.ref_logp, batch.mask)
-      reward -= beta * kl
-      batch = batch.replace(extra=batch.extra | {'kl': kl})
+      paid, batch = kl.paid(batch)
+      reward -= beta * paid.sum(-1)
     return state, batch.replace(advantage=reward)
 
   def loss(out, batch):

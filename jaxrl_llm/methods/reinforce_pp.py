@@ -21,9 +21,8 @@ def reinforce_pp(*, clip: float = 0.2, beta: float = 0.01) -> Method:
   def prepare(state, batch):
     adv = batch.reward[..., None] * jnp.ones_like(batch.mask)
     if beta:
-      paid = batch.mask * kl.k1(batch.old_logp, batch.ref_logp)
+      paid, batch = kl.paid(batch)
       adv -= beta * sequences.to_go(paid)
-      batch = batch.replace(extra=batch.extra | {'kl': paid.sum(-1)})
     return state, batch.replace(advantage=advantages.whiten(adv, batch.mask))
 
   plain = grpo(clip_low=clip, clip_high=clip, beta=0.0, aggregate=weights.token_mean)

@@ -26,9 +26,8 @@ def remax(*, beta: float = 0.05, aggregate=weights.token_mean) -> Method:
     gain = (batch.reward - batch.extra['greedy_reward'][:, None]) * batch.valid
     adv = gain[..., None] * batch.mask
     if beta:
-      paid = batch.mask * kl.k1(batch.old_logp, batch.ref_logp)
+      paid, batch = kl.paid(batch)
       adv -= beta * paid
-      batch = batch.replace(extra=batch.extra | {'kl': paid.sum(-1)})
     return state, batch.replace(advantage=adv)
 
   needs = ('old_logp', 'ref_logp') if beta else ()

@@ -10,7 +10,7 @@ the reward. beta is the paper's 0.03 (sec. C).
 
 import jax.numpy as jnp
 
-from jaxrl_llm.ops import advantages, metrics, sequences
+from jaxrl_llm.ops import advantages, kl, metrics, sequences
 from jaxrl_llm.types import Method
 
 
@@ -20,9 +20,8 @@ def rloo(*, beta: float = 0.03, advantage=advantages.leave_one_out) -> Method:
   def prepare(state, batch):
     reward = batch.reward
     if beta:
-      kl = sequences.seq_sum(batch.old_logp - batch.ref_logp, batch.mask)
-      reward -= beta * kl
-      batch = batch.replace(extra=batch.extra | {'kl': kl})
+      paid, batch = kl.paid(batch)
+      reward -= beta * paid.sum(-1)
     return state, batch.replace(advantage=advantage(reward, batch.valid))
 
   def loss(out, batch):

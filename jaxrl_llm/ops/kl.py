@@ -11,7 +11,7 @@ tests/test_identities.py enumerates all of it.
 import jax
 import jax.numpy as jnp
 
-from jaxrl_llm.types import BGT, InputError
+from jaxrl_llm.types import BGT, Batch, InputError
 
 LIMIT = 20.0  # Nats; a log ratio past it counts as this much and has no gradient.
 
@@ -35,6 +35,12 @@ def k3(logp: BGT, other: BGT) -> BGT:
   """exp(-d) - 1 + d. Unbiased, never negative."""
   d = log_ratio(logp, other)
   return jnp.expm1(-d) + d
+
+
+def paid(batch: Batch) -> tuple[BGT, Batch]:
+  """k1 of what was sampled, for the reward, and the batch that tells its sums."""
+  found = batch.mask * k1(batch.old_logp, batch.ref_logp)
+  return found, batch.replace(extra=batch.extra | {'kl': found.sum(-1)})
 
 
 def check_in_loss(kl, weighted: bool) -> None:
