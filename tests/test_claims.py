@@ -74,10 +74,21 @@ def test_the_runner_runs_an_arm(tmp_path, monkeypatch):
   assert result['verdict'] == 'none' and result['arms']['a']['steps'] == 2
   assert (folder / 'curve.csv').read_text().startswith('arm,step,split,loss\na,0,eval')
   assert (folder / 'figure.png').exists()
+  rows = (folder / 'curve.csv').read_text()
+  result['arms']['a']['steps'] = 99  # A record of another day.
+  (folder / 'result.json').write_text(json.dumps(result))
+  monkeypatch.setattr(sys, 'argv', [*flags, '--arms', 'b'])
+  runner.main()
+  again = json.loads((folder / 'result.json').read_text())
+  assert [again['arms'][arm]['steps'] for arm in 'ab'] == [99, 2]
+  assert (folder / 'curve.csv').read_text() == rows
 
 
 TOY = """
-ARMS = {'a': ['--config=configs/toy.py:sft', '--config.steps={n}']}
+ARMS = {
+  a: ['--config=configs/toy.py:sft', '--config.steps={n}', f'--config.seed={i}']
+  for i, a in enumerate('ab')
+}
 HELD_OUT, CURVE, FIGURE = ('eval/loss',), ('loss',), 'a'
 verdict = lambda result: 'none'
 table = lambda result: ''

@@ -3,9 +3,12 @@
   python experiments/claims/run.py --only=001_quickstart --workdir=runs/claims
   python experiments/claims/run.py --only=002_real_data --put gsm8k=FOLDER hh=FILE
 
+`--arms=bt dpo` runs those alone; what is recorded of the others stays, each with the
+commit that it is of. Arms that are done are not run again.
+
 A claim is a folder: claim.md says what is claimed and what would count against it,
 claim.py has the arms, the verdict and the table, and this script writes result.json,
-curve.csv and figure.png. Arms that are done are not run again.
+curve.csv and figure.png.
 """
 
 import argparse
@@ -33,6 +36,7 @@ def main() -> None:
   parser.add_argument(
     '--put', nargs='*', default=[], help='{name} in flags: name=value'
   )
+  parser.add_argument('--arms', nargs='*', help='some of the arms; all by default')
   options = parser.parse_args()
   known = sorted(p.name for p in HERE.glob('[0-9]*'))
   if options.only not in known:
@@ -40,23 +44,36 @@ def main() -> None:
   folder, root = HERE / options.only, options.workdir / options.only
   values = dict(item.split('=', 1) for item in options.put)
   claim = load(folder)
-  for arm, flags in claim.ARMS.items():
+  arms = options.arms or list(claim.ARMS)
+  if unknown := set(arms) - set(claim.ARMS):
+    parser.error(f'--arms: no {sorted(unknown)}; there are {list(claim.ARMS)}')
+  for arm in arms:
     try:
-      flags = [flag.format(**values) for flag in flags]
+      flags = [flag.format(**values) for flag in claim.ARMS[arm]]
     except KeyError as missing:
       parser.error(f'{options.only} needs --put {missing.args[0]}=...')
-    workdir = (root / arm).absolute()
-    command = [sys.executable, 'experiments/train.py', *flags, f'--workdir={workdir}']
-    subprocess.run(command, cwd=ROOT, check=True)
-    steps = json.loads((workdir / 'run.json').read_text())['config']['steps']
-    if (checkpoint.read_meta(workdir) or {'step': 0})['step'] < steps:
-      sys.exit(f'{workdir} was stopped. The same command goes on.')
-  result = {'arms': {arm: summary(root / arm, claim.HELD_OUT) for arm in claim.ARMS}}
+    train((root / arm).absolute(), flags)
+  earlier = folder / 'result.json'
+  kept = json.loads(earlier.read_text())['arms'] if earlier.exists() else {}
+  kept |= {arm: summary(root / arm, claim.HELD_OUT) for arm in arms}
+  if missing := [arm for arm in claim.ARMS if arm not in kept]:
+    parser.error(f'{missing} have not been recorded: run them too')
+  result = {'arms': {arm: kept[arm] for arm in claim.ARMS}}
   result['verdict'] = claim.verdict(result)
-  write_json(folder / 'result.json', result)
-  write_curve(root, folder / 'curve.csv', claim)
-  shutil.copy(root / claim.FIGURE / 'figure.png', folder / 'figure.png')
+  write_json(earlier, result)
+  write_curve(root, folder / 'curve.csv', claim, arms)
+  if claim.FIGURE in arms:
+    shutil.copy(root / claim.FIGURE / 'figure.png', folder / 'figure.png')
   print(f'{claim.table(result)}\n{result["verdict"]}')
+
+
+def train(workdir: Path, flags: list[str]) -> None:
+  """Runs an arm, or goes on with it; ends this script where that was stopped."""
+  command = [sys.executable, 'experiments/train.py', *flags, f'--workdir={workdir}']
+  subprocess.run(command, cwd=ROOT, check=True)
+  steps = json.loads((workdir / 'run.json').read_text())['config']['steps']
+  if (checkpoint.read_meta(workdir) or {'step': 0})['step'] < steps:
+    sys.exit(f'{workdir} was stopped. The same command goes on.')
 
 
 def load(folder: Path):
@@ -89,12 +106,16 @@ def summary(folder: Path, held_out: tuple[str, ...]) -> dict:
   return found
 
 
-def write_curve(root: Path, path: Path, claim) -> None:
-  """Every arm's curves as one table."""
+def write_curve(root: Path, path: Path, claim, arms) -> None:
+  """Every arm's curves as one table; rows of arms that were not run stay."""
+  kept = path.read_text().splitlines()[1:] if path.exists() else []
   with path.open('w', newline='') as file:
     table = csv.writer(file, lineterminator='\n')
     table.writerow(('arm', 'step', 'split', *claim.CURVE))
     for arm in claim.ARMS:
+      if arm not in arms:
+        file.writelines(f'{r}\n' for r in kept if r.startswith(f'{arm},'))
+        continue
       for r in read_lines(root / arm / 'metrics.jsonl'):
         shown = [round(r[k], 4) if k in r else '' for k in claim.CURVE]
         table.writerow((arm, r['step'], r['split'], *shown))
