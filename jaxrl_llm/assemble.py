@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxrl_llm import (
   build,
+  entropy,
   feeds,
   forward,
   initial,
@@ -91,9 +92,13 @@ def assemble(config) -> Run:
 
 
 def make_method(config) -> Method:
-  """The method that config.method names."""
-  options = config.method.to_dict()
-  return build.method(options.pop('name'), **options)
+  """The method that config.method names, with config.plan's entropy bonus."""
+  options, u = config.method.to_dict(), config.plan
+  method = build.method(options.pop('name'), **options)
+  if not (coef := u.get('entropy_coef', 0.0)):
+    return method
+  target, delta = u.get('entropy_target', 0.0), u.get('entropy_delta', 0.0)
+  return entropy.with_entropy(method, coef=coef, target=target, delta=delta)
 
 
 def make_importance(config):

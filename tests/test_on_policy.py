@@ -21,7 +21,15 @@ from test_identities import (
   update,
 )
 
-from jaxrl_llm import assemble, build, controllers, filtration, types
+from jaxrl_llm import (
+  assemble,
+  build,
+  controllers,
+  entropy,
+  filtration,
+  sharding,
+  types,
+)
 from jaxrl_llm.ops import advantages, sequences
 from jaxrl_llm.sources import Drawn
 from jaxrl_llm.step import clean, weigh
@@ -421,6 +429,52 @@ def test_controllers_refuse():
     method('ppo', beta=0.0, kl_target=6.0)
   with pytest.raises(InputError, match="'none', 'scale' or 'norm'"):
     method('ppo', reward_scale='max')
+
+
+@pytest.mark.parametrize('name', ['grpo', 'dpo', 'ppo'])
+def test_the_entropy_bonus_adds_its_own_gradient(name):
+  plain, state = method(name), toy.state()
+  batch = toy.batch()
+  w = weigh(clean(batch), plain).weight
+
+  def mean(policy):
+    return jnp.sum(w * toy.entropy(policy, batch))
+
+  got = gradient(entropy.with_entropy(plain, coef=0.3), batch)
+  own = 0.3 * jax.grad(mean)(state.params['policy'])
+  close(got, gradient(plain, batch) - own)
+  found = update(entropy.with_entropy(plain, coef=0.3), batch)[1]
+  close(found['entropy'], mean(state.params['policy']))
+  close(found['entropy_coef'], 0.3)
+
+
+def test_the_entropy_is_steered_by_hand():
+  """Entropies 1, 3, 1 of target 2, delta .05: the bonus counts after a low one."""
+  m = entropy.with_entropy(method('grpo', beta=0.0), coef=0.1, target=2.0, delta=0.05)
+  state = toy.state().replace(extra={k: jnp.float32(v) for k, v in m.extra.items()})
+  seen = []
+  for h in (1.0, 3.0, 1.0):
+    state, batch = m.prepare(state, toy.batch())
+    seen.append(float(batch.extra['entropy_coef'][0]))
+    state = m.after(state, batch, {'entropy': jnp.float32(h)})
+  np.testing.assert_allclose(seen, [0.1, 0.15, 0.0], rtol=1e-6)
+  np.testing.assert_allclose(state.extra['entropy_coef'], 0.15, rtol=1e-6)
+
+
+def test_entropy_refuses():
+  with pytest.raises(InputError, match='trains no policy'):
+    entropy.with_entropy(method('bradley_terry'), coef=0.1)
+  with pytest.raises(InputError, match='entropy_delta=0'):
+    entropy.with_entropy(method('grpo'), coef=0.1, target=1.0)
+
+
+def test_the_entropy_bonus_by_flag():
+  plan = dict(entropy_coef=0.01, entropy_target=9.0, entropy_delta=0.005)
+  run = runs.assembled(runs.config('grpo', plan=plan))
+  batch = run.source(run.state, 0).batch
+  state, found = run.update(run.state, sharding.put_batch(batch, run.mesh))
+  assert 0 < float(found['entropy']) < 9
+  np.testing.assert_allclose(state.extra['entropy_coef'], 0.015, rtol=1e-6)
 
 
 # ---- Filtration ----------------------------------------------------------------------
