@@ -103,13 +103,23 @@ def make_reward(config, task):
 def completions(config, see, method, model, mesh) -> Feed:
   """Stored completions, and the method's metrics on held-out ones."""
   data, encode = load_data(config, model)
-  source = sources.ahead(stored_source(config, data, encode, mesh))
+  index, read = drawing(config, data, encode)
+  source = sources.dataset(
+    size=len(data.train),
+    read=read,
+    encode=encode,
+    prompts=config.source.prompts,
+    index=index,
+    share=sharding.host_rows(config.source.prompts, mesh),
+  )
+  source = sources.ahead(source)
   packed = packer(config, mesh) if config.plan.get('pack') else lambda b: b
   place = lambda batch: sharding.put_batch(packed(batch), mesh)
   shards, known, scores = sharding.shards(mesh), place, None
   batch = -(-config.evaluation.batch // shards) * shards
   if config.source.get('cache_reference'):
-    scores = reference.Scores(see, data, encode, place, batch)
+    drawn = {i for step in range(config.steps) for i in index(step)}
+    scores = reference.Scores(see, data, encode, place, batch, drawn)
     source = sources.changed(source, lambda b, *_: scores.into(b, 'train'))
     known = lambda batch: place(scores.into(batch, 'test'))
   measure = stored.make_stored(
@@ -143,8 +153,8 @@ def load_data(config, model) -> tuple[examples.Data, examples.Encoder]:
   return data._replace(report=report), encode
 
 
-def stored_source(config, data, encode, mesh) -> sources.Source:
-  """Batches of a data set's training examples, in the order of config.seed."""
+def drawing(config, data, encode) -> tuple[order.Index, Callable]:
+  """A step's training examples, by config.seed, and how one of them is read."""
   s = config.source
   parts = data.parts or [(len(data.train), 1.0)]
   index = order.shuffled(parts, s.prompts, config.seed)
@@ -152,14 +162,7 @@ def stored_source(config, data, encode, mesh) -> sources.Source:
   if encode.bucket:  # A window is read for its lengths, and again for its batches.
     read = functools.lru_cache(maxsize=2 * order.WINDOW * s.prompts)(read)
     index = order.by_length(index, lambda i: read(i).size, config.seed)
-  return sources.dataset(
-    size=len(data.train),
-    read=read,
-    encode=encode,
-    prompts=s.prompts,
-    index=index,
-    share=sharding.host_rows(s.prompts, mesh),
-  )
+  return index, read
 
 
 # ---- The plan of a batch -------------------------------------------------------------

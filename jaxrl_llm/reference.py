@@ -18,10 +18,17 @@ from jaxrl_llm.types import Batch, State
 
 
 class Scores:
-  """Log-probs of the training and held-out examples, [N, G, T] each; 0 until `fill`."""
+  """Log-probs of the training and held-out examples, [N, G, T] each; 0 until `fill`.
 
-  def __init__(self, forward: Forward, data: Data, encode: Encoder, place, batch: int):
+  `drawn` are the training examples that the run will draw; the others stay 0, which
+  takes no room on the disk.
+  """
+
+  def __init__(
+    self, forward: Forward, data: Data, encode: Encoder, place, batch: int, drawn
+  ):
     self.splits = {'train': data.train, 'test': data.test}
+    self.wanted = {'train': sorted(drawn), 'test': range(len(data.test))}
     self.digest, self.encode, self.batch = data.digest[:8], encode, batch
     self.found = {k: np.broadcast_to(np.float32(0), self.shape(k)) for k in self.splits}
     self.logp = jax.jit(
@@ -39,21 +46,24 @@ class Scores:
     for split, examples in self.splits.items():
       path = folder / f'{split}-{self.digest}.npy'
       if not path.exists():
-        say(f'The reference scores {len(examples)} {split} examples, once.')
+        say(f'The reference scores {len(self.wanted[split])} {split} examples, once.')
         partial = path.with_suffix('.partial')
         out = np.lib.format.open_memmap(partial, 'w+', np.float32, self.shape(split))
-        self.write(out, state, examples)
+        self.write(out, state, examples, self.wanted[split])
         out.flush()
         os.replace(partial, path)
       self.found[split] = np.load(path, mmap_mode='r')
 
-  def write(self, out: np.ndarray, state: State, examples: Sequence[Example]) -> None:
-    for start in range(0, len(examples), self.batch):
-      batch = numbered(self.encode, examples, start, self.batch).batch
+  def write(
+    self, out: np.ndarray, state: State, examples: Sequence[Example], wanted
+  ) -> None:
+    for start in range(0, len(wanted), self.batch):
+      turn = wanted[start : start + self.batch]
+      batch = numbered(self.encode, examples, turn, self.batch).batch
       logp = np.asarray(self.logp(state, self.place(batch)))
       inside = np.arange(logp.shape[-1]) < batch.length[..., None]
-      rows = out[start : start + self.batch, :, : logp.shape[-1]]
-      rows[:] = np.where(inside, logp, 0.0)[: len(rows)]
+      found = np.where(inside, logp, 0.0)[: len(turn)]
+      out[np.array(turn), :, : logp.shape[-1]] = found
 
   def into(self, batch: Batch, split: str) -> Batch:
     """The batch with its reference's log-probs, found by `prompt_id`."""

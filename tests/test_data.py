@@ -663,6 +663,19 @@ def test_the_reference_is_scored_once_and_kept(tmp_path, lora):
   assert np.load(kept).shape == (5, 2, 6)
 
 
+def test_the_reference_scores_what_will_be_drawn(tmp_path):
+  """One step of four: the other rows of the file are holes."""
+  rows = [{'prompt': f'q{i}', 'chosen': 'abc', 'rejected': 'zy'} for i in range(19)]
+  c = data_config(write(tmp_path, rows), 'pairs', 'dpo', test_size=5)
+  c.source.update(cache_reference=True, prompts=4)
+  c.update(steps=1, evaluation=dict(every=1, batch=8))
+  train.main(c, str(tmp_path / 'run'))
+  (kept,) = (tmp_path / 'run' / 'reference').glob('train-*.npy')
+  assert (np.load(kept) != 0).any((1, 2)).sum() == 4
+  first = runs.records(tmp_path / 'run')
+  assert [r['loss'] for r in first if 'loss' in r] == pytest.approx([np.log(2)])
+
+
 def test_scores_are_read_again_at_resume(tmp_path, monkeypatch):
   rows = [{'prompt': f'q{i}', 'chosen': 'abc', 'rejected': 'zy'} for i in range(19)]
   c = data_config(write(tmp_path, rows), 'pairs', 'dpo', test_size=5)

@@ -182,17 +182,16 @@ def collate(coded: Sequence[Coded], prompt_width: int, width: int) -> Encoded:
 
 
 def numbered(
-  encode: Encoder, examples: Sequence[Example], start: int, batch: int
+  encode: Encoder, examples: Sequence[Example], index: Sequence[int], batch: int
 ) -> Encoded:
-  """Examples from `start` on, filled up to a batch; the filling is not valid."""
-  index = range(start, min(start + batch, len(examples)))
+  """The examples `index`, filled up to a batch; the filling is not valid."""
   rows, dropped, cut = encode([examples[i] for i in index])
   short = batch - len(index)
   fill = lambda x: np.concatenate([x, np.repeat(x[:1], short, 0)])
   rows = jax.tree.map(fill, rows)
   rows.valid[len(index) :] = 0.0
-  ids = np.arange(start, start + batch, dtype=np.int32)
-  return Encoded(rows.replace(prompt_id=ids), dropped, cut)
+  ids = [*index, *[len(examples)] * short]
+  return Encoded(rows.replace(prompt_id=np.array(ids, np.int32)), dropped, cut)
 
 
 def boundaries(coder: Coder, examples: Sequence[Example]) -> list[str]:

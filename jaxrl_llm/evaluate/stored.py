@@ -11,6 +11,7 @@ from jaxrl_llm.data.examples import Encoder, Example, numbered
 from jaxrl_llm.evaluate import accuracy
 from jaxrl_llm.evaluate.held_out import Held
 from jaxrl_llm.ops import metrics as metrics_lib
+from jaxrl_llm.types import Batch
 
 
 def make_stored(
@@ -34,17 +35,19 @@ def make_stored(
     place: puts a batch on the devices.
   """
   measure = jax.jit(measure)
-  starts = range(0, len(examples), batch)
-
-  whole = functools.cache(lambda: weights_of_all(weigh, examples, encode, starts))
+  turns = [range(len(examples))[i : i + batch] for i in range(0, len(examples), batch)]
+  coded = lambda turn: numbered(encode, examples, turn, batch)
+  whole = functools.cache(
+    lambda: weights_of_all(weigh, [coded(t).batch for t in turns], encode.max_length)
+  )
 
   def evaluate(state) -> Held:
     totals: list[dict] = []
     pairs: list[tuple[float, float]] = []
     counts = {'eval/dropped': 0.0, 'eval/cut': 0.0}
-    for start in starts:
-      rows, dropped, cut = numbered(encode, examples, start, batch)
-      mine, width = slice(start, start + batch), rows.mask.shape[2]
+    for turn in turns:
+      rows, dropped, cut = coded(turn)
+      mine, width = slice(turn[0], turn[0] + batch), rows.mask.shape[2]
       weights = {k: x[mine] for k, x in whole().items()}
       weights['weight'] = weights['weight'][..., :width]
       totals.append(jax.device_get(measure(state, place(rows.replace(**weights)))))
@@ -61,13 +64,12 @@ def make_stored(
   return evaluate
 
 
-def weights_of_all(weigh, examples, encode: Encoder, starts: range) -> dict:
+def weights_of_all(weigh, batches: Sequence[Batch], width: int) -> dict:
   """The weights of the rows of all batches, as of one minibatch, on the host."""
-  found = [numbered(encode, examples, start, starts.step).batch for start in starts]
   wide = [(0, 0), (0, 0)]
-  mask = [x.mask * x.valid[..., None] for x in found]
-  mask = [np.pad(m, [*wide, (0, encode.max_length - m.shape[2])]) for m in mask]
-  rows = weigh(found[0].replace(mask=np.concatenate(mask)))
+  mask = [x.mask * x.valid[..., None] for x in batches]
+  mask = [np.pad(m, [*wide, (0, width - m.shape[2])]) for m in mask]
+  rows = weigh(batches[0].replace(mask=np.concatenate(mask)))
   return jax.device_get({k: vars(rows)[k] for k in pieces.WEIGHTS})
 
 
