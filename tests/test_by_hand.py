@@ -18,7 +18,7 @@ from jaxrl_llm.ops import (
   weights,
 )
 from jaxrl_llm.step import make_update_step, weigh
-from jaxrl_llm.types import Method, Outputs
+from jaxrl_llm.types import InputError, Method, Outputs
 
 one = lambda *x: jnp.array([[list(x)]], jnp.float32)  # [1, 1, T]
 row = lambda *x: jnp.array([list(x)], jnp.float32)  # [1, G]
@@ -48,6 +48,19 @@ def test_group_norm_with_both_conventions():
   np.testing.assert_allclose(sample, [[1.5, -0.5, -0.5, -0.5]], rtol=1e-6)
 
 
+def test_group_norm_of_three_right_of_four():
+  """AT-12: of (1, 0, 1, 1) by the sample's deviation, 1/2, and by the group's own."""
+  got = advantages.group_norm(row(1, 0, 1, 1), row(1, 1, 1, 1), eps=0.0, ddof=1)
+  np.testing.assert_allclose(got, [[0.5, -1.5, 0.5, 0.5]], rtol=1e-6)
+
+
+@pytest.mark.parametrize('name', ['group_mean', 'leave_one_out', 'group_norm'])
+def test_a_group_of_one_is_refused(name):
+  """AT-10."""
+  with pytest.raises(InputError, match='at least two completions per prompt'):
+    getattr(advantages, name)(row(1), row(1))
+
+
 @pytest.mark.parametrize('value', [0.0, 0.1, 0.3, 1e6])
 @pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
 def test_a_tied_group_has_no_advantage(value, dtype):
@@ -66,6 +79,26 @@ def test_gae():
   np.testing.assert_allclose(got, one(0, -2, 0), atol=1e-7)
 
 
+def test_gae_passes_over_observations():
+  """AT-18: tokens that the policy did not choose delay nothing and discount nothing."""
+  zero = one(0, 0, 0, 0, 0)
+  got = advantages.gae(
+    one(0, 0, 0, 0, 2), zero, one(1, 1, 0, 0, 1), discount=0.5, lam=1.0
+  )
+  np.testing.assert_allclose(got, one(0.5, 1, 0, 0, 2))
+  alone = advantages.gae(one(1, 2, 4), one(3, 1, 2), one(1, 1, 1), discount=0.9)
+  wide = advantages.gae(
+    one(1, 7, 2, 7, 7, 4), one(3, 9, 1, 9, 9, 2), one(1, 0, 1, 0, 0, 1), discount=0.9
+  )
+  np.testing.assert_allclose(wide[..., [0, 2, 5]], alone, rtol=1e-6)
+
+
+def test_the_value_error():
+  """AT-19: target 0, clip .2. V 1 from .5: max(1, .49) / 2; .6 from 1: .64 / 2."""
+  got = surrogates.value_error(one(1, 0.6), one(0.5, 1), one(0, 0), clip=0.2)
+  np.testing.assert_allclose(got, one(0.5, 0.32), rtol=1e-6)
+
+
 def test_gae_with_lam_one_is_return_minus_value():
   # Returns-to-go of (1, 2, 4) are (7, 6, 4).
   got = advantages.gae(one(1, 2, 4), one(1, 1, 1), one(1, 1, 1), lam=1.0)
@@ -79,6 +112,7 @@ def test_the_score_lands_on_the_stop_token():
 
 
 def test_whiten():
+  """AT-14: the mask alone says what counts, and the deviation is the population's."""
   # (1, 3) has mean 2 and variance 1; the slot of 99 is masked.
   got = advantages.whiten(one(1, 3, 99), one(1, 1, 0))
   np.testing.assert_allclose(got, one(-1, 1, 0), atol=1e-6)
@@ -101,11 +135,14 @@ def test_kl_of_a_wide_gap_is_finite(gap):
 
 
 def test_clipped_in_its_six_regions():
+  """AT-25: values, slopes, and what the metric calls clipped."""
   # low 0.2, high 0.5: bounds 0.8 and 1.5. A = +1, then A = -1.
   ratio = jnp.array([0.5, 1.2, 2.0, 0.5, 1.2, 2.0])
   adv = jnp.array([1.0, 1.0, 1.0, -1.0, -1.0, -1.0])
   got = surrogates.clipped(ratio, adv, low=0.2, high=0.5)
   np.testing.assert_allclose(got, [0.5, 1.2, 1.5, -0.8, -1.2, -2.0], rtol=1e-6)
+  total = lambda r: surrogates.clipped(r, adv, low=0.2, high=0.5).sum()
+  np.testing.assert_array_equal(jax.grad(total)(ratio), [1, 1, 0, 0, -1, -1])
   hit = surrogates.clip_fraction(ratio, adv, low=0.2, high=0.5)
   np.testing.assert_array_equal(hit, [0, 0, 1, 1, 0, 0])
 

@@ -162,6 +162,7 @@ def test_weights_sum_to_one(name):
 
 
 def test_grpo_on_policy_is_reinforce():
+  """AT-24: at a ratio of 1 the loss is 0 and its gradient is not."""
   same_parts = dict(advantage='group_norm', aggregate='seq_mean')
   got = gradient(build.method('grpo', beta=0.0, **same_parts))
   close(got, gradient(build.method('reinforce', **same_parts)))
@@ -253,6 +254,23 @@ def test_ppo_with_lam_one_has_the_return_as_target():
 
 
 # ---- Preferences ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('baseline', ['mismatched', 'batch'])
+@pytest.mark.parametrize('label', [1.0, -1.0])
+@pytest.mark.parametrize('rows', [toy.B, 3])
+def test_kto_of_one_class(baseline, label, rows):
+  """AT-50: all desirable or none, an even batch or an odd one."""
+  batch = jax.tree.map(lambda x: x[:rows], toy.batch(g=1))
+  batch = batch.replace(reward=jnp.full((rows, 1), label))
+  state, found = update(build.method('kto', baseline=baseline), batch)
+  assert np.isfinite(found['loss']) and int(state.applied) == 1
+  alone = jax.tree.map(lambda x: x[:1], batch)
+  if baseline == 'batch':
+    assert np.isfinite(update(build.method('kto', baseline=baseline), alone)[1]['loss'])
+  else:
+    with pytest.raises(types.InputError, match='at least two prompts'):
+      update(build.method('kto'), alone)
 
 
 def test_dpo_at_the_reference():
