@@ -22,6 +22,7 @@ GLOSSARY: dict[str, str] = {
   'clipped': 'Share of tokens or completions whose gradient the clip removes or caps.',
   'kl_ref': 'KL from the policy to the reference by k3, in nats per token.',
   'kl_ref_seq': 'log pi / ref summed over a completion, mean, in nats per completion.',
+  'gdro_loss/': 'Mean loss of the prompts of one difficulty bin; 0 is the hardest.',
   'entropy': "Mean entropy of the policy's next token, in nats.",
   'entropy_coef': 'Coefficient of the entropy bonus in this step.',
   'mismatch': 'Mean gap between the log-probs of sampler and trainer, same parameters.',

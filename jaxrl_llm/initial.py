@@ -67,7 +67,7 @@ def state(
     params=params,
     opt_state=jax.jit(tx.init)(params),
     frozen=frozen,
-    extra={name: jnp.float32(x) for name, x in (extra or {}).items()},
+    extra={name: jnp.array(x, jnp.float32) for name, x in (extra or {}).items()},
     key=key,
   )
   return jax.device_put(found, sharding.state_sharding(found, mesh))

@@ -156,7 +156,7 @@ class Method(NamedTuple):
   measure_needs: tuple[str, ...] = ()
   aggregate: Callable[[BGT], BGT] | None = None  # ops.weights.seq_mean if None.
   # The method's own controllers in `state.extra`: where they start, and how they move.
-  extra: dict[str, float] = {}
+  extra: dict[str, Any] = {}  # Numbers or arrays.
   after: Callable[[State, Batch, Metrics], State] = lambda state, batch, metrics: state
 
 

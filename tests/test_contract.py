@@ -49,12 +49,18 @@ METHODS = {
   'ma_rlhf': {'n': 2},
   'rto': {},
   'prime': {},
+  'prompt_gdro': {'prompts': 16, 'history': 4, 'count': 3},
 }
 every_method = pytest.mark.parametrize('name', METHODS)
 
 
 def method(name):
   return build.method(name, **METHODS[name])
+
+
+def start(name, tx=toy.SGD):
+  extra = {k: jnp.array(v, jnp.float32) for k, v in method(name).extra.items()}
+  return toy.state(tx).replace(extra=extra)
 
 
 @functools.cache
@@ -64,7 +70,7 @@ def compiled(name, **plan):
 
 @functools.cache
 def base(name):
-  return compiled(name)(toy.state(), toy.batch())
+  return compiled(name)(start(name), toy.batch())
 
 
 def check_same(got, want, atol=1e-6):
@@ -83,25 +89,25 @@ def test_the_samplers_error_is_weighed_out(name):
   """
   weigh = functools.partial(importance.sequence, cap=2.0)
   step = jax.jit(make_update_step(toy.forward, toy.SGD, method(name), importance=weigh))
-  logp = toy.logp(toy.state().params['policy'], toy.batch())
+  logp = toy.logp(start(name).params['policy'], toy.batch())
   exact = toy.batch().replace(behavior_logp=logp)
-  state, metrics = step(toy.state(), exact)
+  state, metrics = step(start(name), exact)
   chex.assert_trees_all_close(state.params, base(name)[0].params, atol=1e-6)
   assert float(metrics['max/mismatch']) < 1e-6
   often = exact.replace(behavior_logp=logp.at[..., 0].add(np.log(2.0)))
-  state, metrics = step(toy.state(), often)
+  state, metrics = step(start(name), often)
   half = lambda old, new: (old + new) / 2
-  due = jax.tree.map(half, toy.state().params, base(name)[0].params)
+  due = jax.tree.map(half, start(name).params, base(name)[0].params)
   chex.assert_trees_all_close(state.params, due, atol=1e-6)
   assert float(metrics['max/mismatch']) == pytest.approx(np.log(2.0), rel=1e-5)
   with pytest.raises(InputError, match='top_p=1'):
-    step(toy.state(), exact.replace(kept_mass=0.9 * exact.mask))
+    step(start(name), exact.replace(kept_mass=0.9 * exact.mask))
 
 
 @pytest.mark.parametrize('name', ['grpo', 'ppo'])
 def test_the_sampler_may_be_trusted(name):
   """With an exact sampler nothing changes but the pass that is left out."""
-  logp = toy.logp(toy.state().params['policy'], toy.batch())
+  logp = toy.logp(start(name).params['policy'], toy.batch())
   exact, calls = toy.batch().replace(behavior_logp=logp), []
 
   def counted(params, frozen, batch, needs):
@@ -114,12 +120,12 @@ def test_the_sampler_may_be_trusted(name):
     step = make_update_step(
       counted, toy.SGD, method(name), minibatches=2, trust_sampler=trust
     )
-    state, metrics = step(toy.state(), exact)
+    state, metrics = step(start(name), exact)
     found[trust] = state.params, sum('logp' in needs for needs in calls)
     assert ('mismatch' in metrics) != trust  # Nobody looked.
   chex.assert_trees_all_close(found[True][0], found[False][0], atol=1e-6)
   assert found[True][1] == found[False][1] - 1
-  off, _ = step(toy.state(), exact.replace(behavior_logp=logp - 0.5))
+  off, _ = step(start(name), exact.replace(behavior_logp=logp - 0.5))
   assert abs(off.params['policy'] - found[True][0]['policy']).max() > 1e-3
 
 
@@ -139,12 +145,12 @@ def test_the_sampler_may_not_be_trusted():
 def test_jit_changes_nothing(name):
   step = make_update_step(toy.forward, toy.SGD, method(name))
   with jax.disable_jit():
-    check_same(step(toy.state(), toy.batch()), base(name))
+    check_same(step(start(name), toy.batch()), base(name))
 
 
 @every_method
 def test_microbatches_change_nothing(name):
-  check_same(compiled(name, microbatches=4)(toy.state(), toy.batch()), base(name))
+  check_same(compiled(name, microbatches=4)(start(name), toy.batch()), base(name))
 
 
 @every_method
@@ -153,7 +159,7 @@ def test_packing_changes_nothing(name):
   rows = jax.tree.map(np.asarray, toy.batch())
   laid = packing.pack(rows, 2 * (2 * toy.T + toy.P))
   assert 1 < laid.layout.count < toy.B
-  check_same(compiled(name)(toy.state(), laid), base(name))
+  check_same(compiled(name)(start(name), laid), base(name))
 
 
 @every_method
@@ -162,7 +168,7 @@ def test_devices_change_nothing(name):
   step = make_update_step(
     toy.forward, toy.SGD, method(name), constrain=sharding.constrain(mesh)
   )
-  state = toy.state()
+  state = start(name)
   placed = jax.device_put(state, sharding.state_sharding(state, mesh))
   batch = sharding.put_batch(toy.batch(), mesh)
   check_same(sharding.compile_step(step, state, mesh)(placed, batch), base(name))
@@ -180,13 +186,13 @@ def test_padding_is_inert(name):
     behavior_logp=jnp.where(inside, 0.0, jnp.nan),
   )
   plain = batch.replace(behavior_logp=jnp.zeros_like(batch.mask))
-  check_same(compiled(name)(toy.state(), garbage), compiled(name)(toy.state(), plain))
+  check_same(compiled(name)(start(name), garbage), compiled(name)(start(name), plain))
 
 
 @every_method
 def test_prompt_order_is_irrelevant(name):
   batch = jax.tree.map(lambda x: x[::-1], toy.batch())
-  check_same(compiled(name)(toy.state(), batch), base(name))
+  check_same(compiled(name)(start(name), batch), base(name))
 
 
 @every_method
@@ -197,9 +203,9 @@ def test_an_invalid_group_is_as_good_as_absent(name):
   others = jax.tree.map(lambda x: x[1:], batch)
   if name == 'kto':  # Mismatched rows pair prompts; the matched baseline does not.
     step = make_update_step(toy.forward, toy.SGD, build.method('kto', baseline='batch'))
-    got, want = step(toy.state(), without), step(toy.state(), others)
+    got, want = step(start(name), without), step(start(name), others)
   else:
-    got, want = (compiled(name)(toy.state(), b) for b in (without, others))
+    got, want = (compiled(name)(start(name), b) for b in (without, others))
   check_same(got, want)
 
 
@@ -208,9 +214,9 @@ def test_an_empty_batch_moves_nothing(name):
   """AT-4: all rows masked gives a finite loss and a zero gradient."""
   batch = toy.batch()
   state, metrics = compiled(name)(
-    toy.state(), batch.replace(valid=jnp.zeros_like(batch.valid))
+    start(name), batch.replace(valid=jnp.zeros_like(batch.valid))
   )
-  chex.assert_trees_all_equal(state.params, toy.state().params)
+  chex.assert_trees_all_equal(state.params, start(name).params)
   assert np.isfinite(metrics['loss'])
   assert int(state.applied) == 1
 
@@ -220,7 +226,7 @@ def test_needs_are_true(name):
   """Each declared field is read; an undeclared one is None and would raise."""
   m = method(name)
   live = tuple(n for n in m.needs if n not in OBSERVED)
-  state = toy.state()
+  state = start(name)
 
   def loss(poison):
     batch = clean(toy.batch())
@@ -254,7 +260,7 @@ def test_no_retrace(name):
   step = jax.jit(
     chex.assert_max_traces(make_update_step(toy.forward, toy.SGD, method(name)), n=1)
   )
-  state, _ = step(toy.state(), toy.batch(0))
+  state, _ = step(start(name), toy.batch(0))
   step(state, toy.batch(1))
 
 
@@ -267,13 +273,12 @@ def test_gradient_is_the_slope(name):
     wide = lambda t: jax.tree.map(
       lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x, t
     )
-    exact, numeric = slopes(method(name), wide)
+    exact, numeric = slopes(start(name), method(name), wide)
   np.testing.assert_allclose(exact, numeric, rtol=1e-6, atol=1e-9)
 
 
-def slopes(m, wide):
+def slopes(state, m, wide):
   """(autodiff, central difference) of the loss along one direction."""
-  state = toy.state()
   state = state.replace(params=wide(state.params), frozen=wide(state.frozen))
   batch = clean(wide(toy.batch()))
   names = {n for n in (*m.needs, *m.prepare_needs) if n in OBSERVED}
@@ -318,7 +323,7 @@ def test_improves_its_toy(name):
   batch = toy.batch(3)
   reward = jnp.stack([jnp.ones(toy.B), -jnp.ones(toy.B)], 1)
   batch = batch.replace(reward=reward)
-  state = toy.state(tx)
+  state = start(name, tx)
 
   def gap(state):
     need = 'score' if name == 'bradley_terry' else 'logp'

@@ -148,7 +148,7 @@ QUICK = {'xla_backend_optimization_level': 0}
 
 # Each reads the same sensors as another method.
 ALIKE = ('dr_grpo', 'dapo', 'cispo', 'orpo', 'two_grpo', 'gmpo', 'gpg', 'opo', 'sapo')
-ALIKE += ('raft', 'ma_rlhf', 'reinforce_pp_baseline', 'remax')
+ALIKE += ('raft', 'ma_rlhf', 'reinforce_pp_baseline', 'remax', 'prompt_gdro')
 
 
 @pytest.mark.parametrize('name', unless_slow(test_contract.METHODS, slow=ALIKE))

@@ -30,7 +30,7 @@ from jaxrl_llm import (
   sharding,
   types,
 )
-from jaxrl_llm.ops import advantages, sequences
+from jaxrl_llm.ops import advantages, bins, sequences
 from jaxrl_llm.sources import Drawn
 from jaxrl_llm.step import clean, weigh
 from jaxrl_llm.types import InputError, Outputs
@@ -258,6 +258,98 @@ def test_raft_is_sft_on_the_best():
   ones = {k: jnp.ones((toy.B, 1)) for k in ('valid', 'truncated', 'temperature')}
   alone = batch.replace(**rows, **ones)
   close(gradient(method('raft'), batch), gradient(method('sft'), alone))
+
+
+# ---- Prompts by difficulty -----------------------------------------------------------
+
+
+def carried(m):
+  """The toy's state with what a method starts from."""
+  extra = {k: jnp.array(v, jnp.float32) for k, v in m.extra.items()}
+  return toy.state().replace(extra=extra)
+
+
+def test_bins_by_hand():
+  """Prompt 1 of three, two bins, margin .1: shares 1, 1/2, 1/3 over three visits."""
+  extra = {k: jnp.array(v) for k, v in bins.start(3, 2).items()}
+  seen = []
+  for passed in (True, False, False, False):
+    extra = bins.visited(extra, jnp.array([1]), jnp.array([passed]), 2, 0.1)
+    seen.append(float(extra['gdro_bin'][1]))
+  # 1 is past .6, so bin 1; 1/2 is not below .4; then the first visit is forgotten.
+  assert seen == [1, 1, 0, 0]
+  np.testing.assert_array_equal(extra['gdro_visits'], [0, 4, 0])
+  np.testing.assert_array_equal(extra['gdro_bin'], [0, 0, 0])
+  np.testing.assert_array_equal(extra['gdro_passed'][0], [-1, -1])
+  size, mean = bins.means(
+    jnp.array([0, 1, 1]), jnp.array([[4.0], [1.0], [2.0]]), jnp.ones((3, 1)), 3
+  )
+  close(size, [1, 2, 0])
+  close(mean, [4, 1.5, 0])
+
+
+def test_prompt_gdro_by_hand():
+  # Scores (log 2, 0) / eta: weights 2 and 1. A = (1, -1); ratios 1.5 and 1 in both:
+  # gains 1.28 - 1 = .28 a group, doubled in the first: -(2 * .28 + .28) / 4.
+  m = method('prompt_gdro', prompts=4, count=2, eta=0.5, beta=0.0)
+  state = carried(m)
+  told = {'gdro_score': jnp.array([2 * np.log(2.0), 0.0])}
+  told['gdro_bin'] = jnp.array([0.0, 1.0, 0.0, 0.0])
+  state = state.replace(extra=state.extra | told)
+  batch = types.make_batch(
+    np.zeros((2, 1), np.int32),
+    np.ones(2),
+    np.zeros((2, 2, 1), np.int32),
+    np.ones((2, 2)),
+  ).replace(
+    reward=jnp.array([[1.0, 0.0]] * 2),
+    old_logp=jnp.zeros((2, 2, 1)),
+    prompt_id=jnp.array([0, 5]),
+  )
+  batch = weigh(m.prepare(state, batch)[1], m)
+  logp = jnp.log(jnp.array([[[1.5], [1.0]]] * 2))
+  got = m.loss(Outputs(logp=logp), batch)
+  check(got, -(2 * 0.28 + 0.28) / 4)
+  # Of each bin the loss without the weight: -.28 / 2.
+  for i in (0, 1):
+    total, weight = got[1][f'gdro_loss/{i}']
+    close(total / weight, -0.14)
+
+
+def test_on_policy_the_losses_of_bins_are_zero():
+  """The card's trap: prompt_gdro is then grpo, for ever."""
+  m = method('prompt_gdro', prompts=16, beta=0.0, clip_high=0.2)
+  state, found = update(m, state=carried(m))
+  close(state.extra['gdro_score'], 0.0)
+  assert all(abs(float(found[f'gdro_loss/{i}'])) < 1e-6 for i in range(10))
+  want = update(method('grpo', beta=0.0))[0].params['policy']
+  close(state.params['policy'], want)
+
+
+def test_the_reward_says_which_bins_lose():
+  """EMA .5 of minus the mean reward over the bin's share, by hand; absent bins stay."""
+  m = method('prompt_gdro', prompts=16, count=4, ema=0.5, signal='reward', history=4)
+  state = carried(m)
+  told = {'gdro_bin': jnp.array([0.0, 1.0] * 8), 'gdro_score': jnp.arange(4.0)}
+  state = state.replace(extra=state.extra | told)
+  reward = jnp.where(jnp.arange(toy.B)[:, None] % 2 == 0, 0.25, 1.0)
+  batch = toy.batch().replace(reward=reward * jnp.ones((toy.B, toy.G)))
+  got = update(m, batch, state)[0].extra
+  close(got['gdro_score'], [0.5 * -0.25 / 0.5, 0.5 + 0.5 * -1 / 0.5, 2, 3])
+  # A quarter is no pass: prompts of even id stay hardest, the others are solved.
+  np.testing.assert_array_equal(got['gdro_bin'][:8], [0, 3] * 4)
+
+
+def test_bins_follow_the_prompt_and_not_its_place():
+  m = method('prompt_gdro', prompts=64, history=4)
+  batch = toy.batch().replace(prompt_id=jnp.arange(toy.B) * 7)
+  state = update(m, batch, carried(m))[0]
+  turned = jax.tree.map(lambda x: x[::-1], batch)
+  again = update(m, turned, carried(m))[0]
+  for name in ('gdro_visits', 'gdro_bin', 'gdro_passed'):
+    np.testing.assert_array_equal(state.extra[name], again.extra[name])
+  visited = np.flatnonzero(state.extra['gdro_visits'])
+  np.testing.assert_array_equal(visited, np.arange(toy.B) * 7)
 
 
 # ---- PPO's relatives -----------------------------------------------------------------
