@@ -47,11 +47,7 @@ def make_update_step(
       ratio then makes up for the sampler's error too, so `importance` may not.
     constrain: keeps a batch split over devices (sharding.constrain).
   """
-  if trust_sampler and importance:
-    raise types.InputError(
-      "config.plan: importance and trust_sampler weigh the sampler's error twice. Set "
-      'one of them.'
-    )
+  check_once(importance, trust_sampler)
   # On one strictly on-policy update the old log-prob is this one, detached.
   once = epochs == minibatches == 1 and importance is None
   fresh = tuple(n for n in method.needs if once and OBSERVED.get(n) in live(method))
@@ -156,6 +152,15 @@ def corrected(batch: Batch, importance: Callable | None) -> Batch:
     )
   token, row = importance(batch.old_logp, batch.behavior_logp, batch.mask)
   return batch.replace(weight=batch.weight * token, seq_weight=batch.seq_weight * row)
+
+
+def check_once(importance, trust_sampler: bool) -> None:
+  """Refuses to make up for the sampler's error twice."""
+  if trust_sampler and importance:
+    raise types.InputError(
+      "config.plan: importance and trust_sampler weigh the sampler's error twice. Set "
+      'one of them.'
+    )
 
 
 def trusting(batch: Batch) -> Batch:

@@ -56,24 +56,32 @@ def prompt_gdro(
 
   def loss(out, batch):
     value, found = plain.loss(out, batch)
-    ratio = surrogates.ratio(out.logp, batch.old_logp)
-    raw = batch.extra['gdro_raw'][..., None]
-    gain = surrogates.clipped(ratio, raw, low=clip_low, high=clip_high)
-    rows = -sequences.seq_mean(gain, batch.mask) * batch.seq_weight
-    share = batch.seq_weight.sum(1)
-    for i in range(count):
-      here = batch.extra['gdro_bin'] == i
-      found[f'gdro_loss/{i}'] = (jnp.sum(rows.sum(1) * here), jnp.sum(share * here))
-    return value, found
+    return value, found | by_bin(out, batch, clip_low, clip_high, count)
 
   def after(state, batch, found):
-    size, mean = bins.means(batch.extra['gdro_bin'], batch.reward, batch.valid, count)
     told = jnp.stack([found[f'gdro_loss/{i}'] for i in range(count)])
-    told = told if signal == 'loss' else -mean
-    told /= jnp.maximum(size / jnp.maximum(size.sum(), 1.0), floor)
-    old = state.extra['gdro_score']
-    score = jnp.where(size > 0, (1 - ema) * old + ema * told, old)
-    return state.replace(extra=state.extra | {'gdro_score': score})
+    return steered(state, batch, told if signal == 'loss' else None, ema, floor)
 
   extra = bins.start(prompts, history) | {'gdro_score': np.zeros(count)}
   return plain._replace(loss=loss, prepare=prepare, after=after, extra=extra)
+
+
+def by_bin(out, batch, low: float, high: float, count: int) -> dict:
+  """The unweighted loss of each bin, as metrics."""
+  ratio = surrogates.ratio(out.logp, batch.old_logp)
+  raw = batch.extra['gdro_raw'][..., None]
+  gain = surrogates.clipped(ratio, raw, low=low, high=high)
+  rows = (sequences.seq_mean(-gain, batch.mask) * batch.seq_weight).sum(1)
+  share, which = batch.seq_weight.sum(1), batch.extra['gdro_bin']
+  pair = lambda here: (jnp.sum(rows * here), jnp.sum(share * here))
+  return {f'gdro_loss/{i}': pair(which == i) for i in range(count)}
+
+
+def steered(state, batch, told, ema: float, floor: float):
+  """The state with moved scores: by `told` [count], or by minus the mean reward."""
+  old, which = state.extra['gdro_score'], batch.extra['gdro_bin']
+  size, mean = bins.means(which, batch.reward, batch.valid, len(old))
+  told = -mean if told is None else told
+  told /= jnp.maximum(size / jnp.maximum(size.sum(), 1.0), floor)
+  score = jnp.where(size > 0, (1 - ema) * old + ema * told, old)
+  return state.replace(extra=state.extra | {'gdro_score': score})
