@@ -119,7 +119,7 @@ def make_decoders(config, model, mesh, adapters) -> dict[str, Decoder]:
       model.config,
       dtype,
       config.model.remat,
-      scores=int(s.role in ('critic', 'reward')),
+      scores=int(s.role in initial.SCORED),
       spread=sharding.constrain(mesh),
       lora=None if s.tree == 'frozen' else adapters,
     )

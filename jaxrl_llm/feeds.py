@@ -193,7 +193,7 @@ def planned(source: sources.Source, epochs: int) -> sources.Source:
   """Adds the host's order of prompts for each epoch, from (root key, step) alone."""
 
   def with_order(batch: Batch, state: State, step: int) -> Batch:
-    rng = np.random.default_rng([*np.asarray(jax.random.key_data(state.key)), step])
+    rng = sources.host_rng(state, step)
     n = batch.prompts.shape[0]
     order = np.stack([rng.permutation(n) for _ in range(epochs)], 1)
     return batch.replace(order=order.astype(np.int32))

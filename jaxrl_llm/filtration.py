@@ -8,7 +8,7 @@ by how well rewards of what is kept predict the outcome.
 import jax
 import numpy as np
 
-from jaxrl_llm.sources import Source, changed
+from jaxrl_llm.sources import Source, changed, host_rng
 from jaxrl_llm.types import Batch, InputError, State
 
 
@@ -36,7 +36,7 @@ def filtered(source: Source, kind: str) -> Source:
   weights(np.zeros(2), kind)
 
   def again(batch: Batch, state: State, step: int) -> Batch:
-    rng = np.random.default_rng([*np.asarray(jax.random.key_data(state.key)), step])
+    rng = host_rng(state, step)
     b, g = batch.reward.shape
     shares = [(w := weights(reward, kind)) / w.sum() for reward in batch.reward]
     rows = np.stack([rng.choice(g, g, p=share) for share in shares])

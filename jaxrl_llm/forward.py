@@ -174,8 +174,7 @@ def packed(decoder: Decoder, params, batch: Batch):
   before = jnp.take_along_axis(at, plan.before[:, None, :, None], 2)
   warmth = jnp.broadcast_to(batch.temperature[..., None], batch.completions.shape)
   warmth = warmth.ravel()[jnp.maximum(plan.source - prompts.size, 0)][:, None]
-  mine = lambda x: (plan.piece == 0).reshape(-1, *(1,) * (x.ndim - 1))
-  blank = lambda x: jnp.where(mine(x), x, 0.0)
+  blank = lambda x: jnp.where(pieces.along(plan.piece == 0, x), x, 0.0)
   back = lambda x: blank(x.reshape(-1, *x.shape[3:])[plan.back])
   return before, at, tokens, warmth, back
 

@@ -10,6 +10,8 @@ from jaxrl_llm.models import lora as adapters
 from jaxrl_llm.models.config import Lora
 from jaxrl_llm.types import InputError, Params, State
 
+SCORED = ('critic', 'reward')  # Roles with a head of scores for a vocabulary's.
+
 
 def lora(model) -> Lora | None:
   """config.model.lora as options; None, for full fine-tuning, where its rank is 0."""
@@ -81,4 +83,4 @@ def role_tree(params: Params, role: str) -> Params:
 
 def head(role: str, width: int) -> Params:
   """Zeros [D, 1] for a role that scores; nothing for one that speaks."""
-  return {'scores': jnp.zeros((width, 1))} if role in ('critic', 'reward') else {}
+  return {'scores': jnp.zeros((width, 1))} if role in SCORED else {}

@@ -2,18 +2,7 @@
 
 import jax.numpy as jnp
 
-from jaxrl_llm.types import Batch, Outputs
-
-# Per-token fields: masked slots are replaced by 0 before any method sees them.
-PER_TOKEN = (
-  'behavior_logp',
-  'kept_mass',
-  'old_logp',
-  'ref_logp',
-  'dpo_logp',
-  'old_prm_logp',
-  'old_value',
-)
+from jaxrl_llm.types import PER_TOKEN, Batch, Outputs
 
 
 def clean(batch: Batch) -> Batch:

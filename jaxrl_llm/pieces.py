@@ -16,10 +16,10 @@ ROWS = ('source', 'position', 'group', 'branch', 'before')  # Of a layout, by pi
 WEIGHTS = ('weight', 'seq_weight', 'prompt_weight')
 
 
-def total(fn, batch: Batch, n: int):
-  """`fn(piece) -> (tree, metrics)`, both added up over n pieces."""
+def total(fn, zero, batch: Batch, n: int):
+  """`fn(piece) -> (tree, metrics)`, both added up over n pieces; `zero` is a tree."""
   if batch.layout is not None:
-    return packed_total(fn, batch)
+    return packed_total(fn, zero, batch)
   if n == 1:
     return fn(batch)
 
@@ -27,17 +27,15 @@ def total(fn, batch: Batch, n: int):
     tree, metrics = fn(piece)
     return jax.tree.map(jnp.add, carry, tree), metrics
 
-  first = jax.tree.map(lambda x: x[0], split(batch, n))
-  zero = zeros(jax.eval_shape(fn, first)[0])
   tree, metrics = jax.lax.scan(add, zero, split(batch, n))
   return tree, metrics_lib.reduce(metrics)
 
 
-def packed_total(fn, batch: Batch):
+def packed_total(fn, zero, batch: Batch):
   """See `total`."""
   one = lambda m: fn(piece(batch, m))
   rows = batch.layout.source.shape[0]
-  tree, metrics = zeros(jax.eval_shape(one, 0))
+  metrics = jax.eval_shape(one, 0)[1]
   none = lambda x: jnp.zeros((rows, *x.shape))
   unseen = {
     k: none(x) - jnp.inf if metrics_lib.is_max(k) else jax.tree.map(none, x)
@@ -49,7 +47,7 @@ def packed_total(fn, batch: Batch):
     tree = jax.tree.map(jnp.add, carry[0], found[0])
     return tree, jax.tree.map(lambda rows, x: rows.at[m].set(x), carry[1], found[1])
 
-  tree, metrics = jax.lax.fori_loop(0, batch.layout.count[0], add, (tree, unseen))
+  tree, metrics = jax.lax.fori_loop(0, batch.layout.count[0], add, (zero, unseen))
   return tree, metrics_lib.reduce(metrics)
 
 
@@ -60,10 +58,10 @@ def mapped(fn, batch: Batch, n: int):
 
     def put(m, found):
       mine = batch.layout.piece == m
-      pick = lambda x, y: jnp.where(mine.reshape(-1, *(1,) * (x.ndim - 1)), x, y)
+      pick = lambda x, y: jnp.where(along(mine, x), x, y)
       return jax.tree.map(pick, one(m), found)
 
-    zero = zeros(jax.eval_shape(one, 0))
+    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, 0))
     return jax.lax.fori_loop(0, batch.layout.count[0], put, zero)
   if n == 1:
     return fn(batch)
@@ -93,12 +91,12 @@ def piece(batch: Batch, m) -> Batch:
 def only(batch: Batch, mine) -> Batch:
   """The batch with the groups that are not `mine` [B] neither valid nor weighed."""
   names = [n for n in ('valid', *WEIGHTS) if vars(batch)[n] is not None]
-  keep = lambda x: x * mine.reshape(-1, *(1,) * (x.ndim - 1))
+  keep = lambda x: x * along(mine, x)
   found = {n: keep(vars(batch)[n]) for n in names}
   aux = None if batch.aux is None else only(batch.aux, mine)
   return batch.replace(**found, aux=aux)
 
 
-def zeros(shapes):
-  """Zeros of what jax.eval_shape found."""
-  return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+def along(x, other):
+  """x [B] with axes of 1, to go with `other` [B, ...]."""
+  return x.reshape(-1, *(1,) * (other.ndim - 1))

@@ -197,6 +197,11 @@ def changed(source: Source, change: Callable[[Batch, State, int], Batch]) -> Sou
   return drawn
 
 
+def host_rng(state: State, step: int) -> np.random.Generator:
+  """The host's draws of a step, from (root key, step) alone."""
+  return np.random.default_rng([*np.asarray(jax.random.key_data(state.key)), step])
+
+
 def pad(rows: Sequence[Sequence[int]], width: int) -> tuple[np.ndarray, np.ndarray]:
   """Token lists to ([N, width] int32 right-padded with 0, lengths [N])."""
   length = np.array([len(r) for r in rows], np.int32)

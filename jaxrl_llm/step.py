@@ -111,7 +111,9 @@ def make_gradient(
 
   def gradient(params, frozen, batch):
     of = jax.grad(loss_fn, has_aux=True)
-    return pieces.total(lambda piece: of(params, frozen, piece), batch, microbatches)
+    zero = jax.tree.map(jnp.zeros_like, params)
+    one = lambda piece: of(params, frozen, piece)
+    return pieces.total(one, zero, batch, microbatches)
 
   return gradient
 

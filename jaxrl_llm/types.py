@@ -189,6 +189,18 @@ def make_batch(prompts, prompt_length, completions, length) -> Batch:
   )
 
 
+# Fields [B, G, T] of a batch that mean something only where its mask is 1.
+PER_TOKEN = (
+  'behavior_logp',
+  'kept_mass',
+  'old_logp',
+  'ref_logp',
+  'dpo_logp',
+  'old_prm_logp',
+  'old_value',
+)
+
+
 def check(batch: Batch) -> None:
   """Asserts that a batch has the shapes it claims: at the door, and once prepared."""
   b, g, t = batch.completions.shape
@@ -196,16 +208,7 @@ def check(batch: Batch) -> None:
   shapes = {
     (b,): ('prompt_length', 'prompt_id'),
     (b, g): ('length', 'valid', 'truncated', 'temperature', 'reward'),
-    (b, g, t): (
-      'mask',
-      'behavior_logp',
-      'kept_mass',
-      'old_logp',
-      'ref_logp',
-      'dpo_logp',
-      'old_prm_logp',
-      'old_value',
-    ),
+    (b, g, t): ('mask', *PER_TOKEN),
   }
   for shape, names in shapes.items():
     for name in names:

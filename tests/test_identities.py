@@ -12,7 +12,15 @@ import optax
 import pytest
 import toy
 from oracles import preference_losses as oracle
-from test_contract import METHODS, base, check_same, compiled, every_method, method
+from test_contract import (
+  METHODS,
+  base,
+  check_same,
+  compiled,
+  every_method,
+  method,
+  start,
+)
 
 from jaxrl_llm import build, types
 from jaxrl_llm.ops import advantages, kl, sequences, weights
@@ -485,7 +493,7 @@ def test_preference_losses(title, wide):
 @pytest.mark.parametrize('pieces', [2, toy.B])
 def test_microbatches_are_not_seen(name, pieces):
   """AT-1, AT-3, AT-7: ragged rows; gradient, its norm, loss and every metric."""
-  check_same(compiled(name, microbatches=pieces)(toy.state(), toy.batch()), base(name))
+  check_same(compiled(name, microbatches=pieces)(start(name), toy.batch()), base(name))
 
 
 def toy_logp(table, batch):
@@ -537,7 +545,7 @@ LOGP_METHODS = [n for n in METHODS if n != 'bradley_terry']  # It reads no token
 @pytest.mark.parametrize('name', LOGP_METHODS)
 def test_wild_numbers_in_masked_slots(name):
   """AT-6: in what is stored and in what the networks say."""
-  state, batch = toy.state(), toy.batch()
+  state, batch = start(name), toy.batch()
   need = dict.fromkeys(('old_logp', 'ref_logp', 'old_value'))
   batch = observe(toy.forward, state, batch, need)
 

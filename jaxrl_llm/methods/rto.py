@@ -44,5 +44,5 @@ def rto(
     extra = batch.extra | {'token_reward': told}
     return plain.prepare(state, batch.replace(extra=extra))
 
-  needs = tuple(dict.fromkeys((*plain.prepare_needs, 'dpo_logp', 'ref_logp')))
+  needs = (*plain.prepare_needs, 'dpo_logp', 'ref_logp')
   return plain._replace(prepare=prepare, prepare_needs=needs)
