@@ -11,7 +11,7 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from jaxrl_llm import command, train
+from jaxrl_llm import command, pipeline, train
 from jaxrl_llm.types import InputError
 
 CONFIG = config_flags.DEFINE_config_file('config', lock_config=True)
@@ -30,7 +30,8 @@ def main(argv: list[str]) -> None:
     raise InputError('Name a config: --config=configs/quickstart.py')
   command.start(allocator=ALLOCATOR.value)
   jax.config.update('jax_debug_nans', DEBUG_NANS.value)
-  train.main(CONFIG.value, WORKDIR.value, profile=PROFILE.value)
+  run = pipeline.main if 'stages' in CONFIG.value else train.main
+  run(CONFIG.value, WORKDIR.value, profile=PROFILE.value)
 
 
 def parse(argv: list[str]) -> list[str]:

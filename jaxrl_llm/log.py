@@ -9,7 +9,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,6 +64,13 @@ def read_lines(path: Path) -> list[dict]:
   return [json.loads(line) for line in lines if line.endswith('\n')]
 
 
+def write_lines(path: Path, records: Sequence[dict]) -> None:
+  """Writes a JSON-lines file whole or not at all."""
+  part = path.with_name(f'.{path.name}.part')
+  part.write_text(''.join(json.dumps(r) + '\n' for r in records))
+  os.replace(part, path)
+
+
 def truncate_after(path: Path, step: int, evaluated: int) -> None:
   """Drops the records that a resumed run writes again.
 
@@ -71,10 +78,7 @@ def truncate_after(path: Path, step: int, evaluated: int) -> None:
   """
   if path.exists():
     limit = {'train': step, 'eval': evaluated}
-    kept = [r for r in read_lines(path) if r['step'] <= limit[r['split']]]
-    part = path.with_name(f'.{path.name}.part')
-    part.write_text(''.join(json.dumps(r) + '\n' for r in kept))
-    os.replace(part, path)
+    write_lines(path, [r for r in read_lines(path) if r['step'] <= limit[r['split']]])
 
 
 def append(path: Path, record: dict) -> None:

@@ -1,4 +1,4 @@
-"""The policy of a finished or stopped run, for sampling and export."""
+"""A network of a finished or stopped run: to sample, to export, to score with."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ from jaxrl_llm.models.decoder import Decoder
 from jaxrl_llm.types import InputError, Params
 
 
-class Policy(NamedTuple):
+class Network(NamedTuple):
   """A network, its parameters and its Hugging Face tokenizer."""
 
   decoder: Decoder
@@ -23,13 +23,21 @@ class Policy(NamedTuple):
   fields: dict[str, Any]  # The model's config.json.
   name: str  # The pretrained model's.
   adapters: tuple[Lora, Params] | None
+  config: config_dict.ConfigDict  # The run's.
 
 
-def policy(workdir: str) -> Policy:
-  """The newest checkpoint's policy, on the default device; nothing else is read.
+def policy(workdir: str) -> Network:
+  """The newest checkpoint's policy."""
+  return network(workdir, 'policy')
+
+
+def network(workdir: str, role: str) -> Network:
+  """What the newest checkpoint has of a trained role, on the default device.
+
+  Nothing else is read.
 
   Raises:
-    InputError: the folder holds no run, or one without a checkpoint or a policy.
+    InputError: the folder holds no run, or one without a checkpoint or that role.
   """
   record = Path(workdir) / 'run.json'
   if not record.exists():
@@ -37,27 +45,31 @@ def policy(workdir: str) -> Policy:
   config = config_dict.ConfigDict(json.loads(record.read_text())['config'])
   method = assemble.make_method(config)
   trained = forward.roles(assemble.all_needs(method))['params']
-  if 'policy' not in trained:
-    raise InputError(
-      f'{workdir} trains {sorted(trained)} and no policy to sample or export.'
-    )
+  if role not in trained:
+    raise InputError(f'{workdir} trains {sorted(trained)}; it has no {role}.')
   model = pretrained.load(config.model.name)
   low_rank = initial.lora(config.model)
-  params, adapters = model.params(), None
-  start = params if low_rank is None else lora.init(model.config, low_rank)
+  params = initial.role_tree(model.params(), role)
+  if low_rank is None:
+    start = params
+  else:
+    start = lora.init(model.config, low_rank) | initial.head(role, model.config.width)
   shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), start)
-  found = checkpoint.restore(workdir, {'params': {'policy': shapes}})
+  found = checkpoint.restore(workdir, {'params': {role: shapes}})
   if found is None:
     raise InputError(f'{workdir} has no checkpoint yet.')
-  trained = found[0]['params']['policy']
+  own = found[0]['params'][role]
+  whole = own if low_rank is None else params | own
   if low_rank is not None:
-    adapters = (low_rank, trained)
-    trained = lora.merge(params, trained, low_rank)
-  return Policy(
-    Decoder(model.config, assemble.DTYPES[config.model.dtype]),
-    trained,
+    layers = lora.merge(params, own, low_rank)['layers']
+    whole = whole | {'layers': layers}
+  scores = int(role in initial.SCORED)
+  return Network(
+    Decoder(model.config, assemble.DTYPES[config.model.dtype], scores=scores),
+    whole,
     model.tokenizer,
     model.fields,
     config.model.name,
-    adapters,
+    None if low_rank is None else (low_rank, own),
+    config,
   )

@@ -14,7 +14,9 @@ from jaxrl_llm import assemble, build, glossary, log, methods, sharding, train
 from jaxrl_llm.models import pretrained
 from jaxrl_llm.types import InputError
 
+# Those of one stage; test_pipeline.py has the others.
 CONFIGS = sorted((runs.ROOT / 'configs').glob('[a-z]*.py'))
+CONFIGS.remove(runs.ROOT / 'configs/pipelines.py')
 METHODS = [m.name for m in pkgutil.iter_modules(methods.__path__)]
 # Two roles, two streams, no policy, another model, greedy completions.
 QUICK = ('ppo', 'kto', 'bradley_terry', 'rto', 'remax')

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from jaxrl_llm.rewards.sample import Reward, Sample
+from jaxrl_llm.rewards.sample import Batched, Reward, Sample
 from jaxrl_llm.types import InputError
 
 Scorer = Callable[[Sequence[Sample]], tuple[np.ndarray, dict[str, np.ndarray]]]
@@ -13,7 +13,7 @@ Scorer = Callable[[Sequence[Sample]], tuple[np.ndarray, dict[str, np.ndarray]]]
 LARGEST = float(np.finfo(np.float32).max)
 
 
-def weighted(parts: dict[str, tuple[float, Reward]]) -> Scorer:
+def weighted(parts: dict[str, tuple[float, Reward | Batched]]) -> Scorer:
   """N samples -> (total [N] float32, {name: [N] float32}), the parts unweighted.
 
   Args:
@@ -32,7 +32,7 @@ def weighted(parts: dict[str, tuple[float, Reward]]) -> Scorer:
   def score(samples: Sequence[Sample]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     # Float64 until the end: integer rewards must not truncate a penalty of a half.
     found = {
-      name: np.array([call(name, reward, s) for s in samples], np.float64)
+      name: np.array(scored(name, reward, samples), np.float64)
       for name, (_, reward) in parts.items()
     }
     total = sum(weight * found[name] for name, (weight, _) in parts.items())
@@ -41,6 +41,18 @@ def weighted(parts: dict[str, tuple[float, Reward]]) -> Scorer:
     }
 
   return score
+
+
+def scored(name: str, reward: Reward | Batched, samples: Sequence[Sample]) -> list:
+  """One reward of all samples."""
+  if not isinstance(reward, Batched):
+    return [call(name, reward, s) for s in samples]
+  found = reward.score(samples)
+  if len(found) != len(samples):
+    raise InputError(
+      f'reward {name!r}: it returned {len(found)} numbers for {len(samples)} samples.'
+    )
+  return [call(name, lambda _, x=x: x, s) for x, s in zip(found, samples)]
 
 
 def call(name: str, reward: Reward, sample: Sample) -> float:

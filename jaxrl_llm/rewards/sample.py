@@ -1,6 +1,6 @@
 """What a reward sees, and what it is."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from jaxrl_llm.tasks.records import Record
@@ -17,3 +17,9 @@ class Sample(NamedTuple):
 
 
 Reward = Callable[[Sample], float]
+
+
+class Batched(NamedTuple):
+  """A reward that sees all samples of a batch at once, such as a network's."""
+
+  score: Callable[[Sequence[Sample]], Sequence[float]]

@@ -11,13 +11,21 @@ from jaxrl_llm.types import InputError
 
 
 def letters(
-  *, alphabet: str = 'abcd', length: int = 3, seed: int = 0, test_size: int = 16
+  *,
+  alphabet: str = 'abcd',
+  length: int = 3,
+  after: str = '',
+  seed: int = 0,
+  test_size: int = 16,
 ) -> Task:
   """Prompts of `length` letters. The last one is the answer.
 
   The score is the share of the completion's characters that equal it, so a random
   model scores 1 / len(alphabet) where it writes letters alone. Prompts are split by
   their text: of 'abcd' and length 3 there are 64.
+
+  Args:
+    after: only what follows this string counts, such as '</think>'; '' is all.
 
   Raises:
     InputError: a letter occurs twice, or `test_size` takes half of the prompts.
@@ -33,7 +41,9 @@ def letters(
     return Record(id, records.chat(text), text[-1], {})
 
   train, test = records.held_out(draw, name='letters', seed=seed, test_size=test_size)
-  return Task('letters', train, test, share)
+  rest = lambda text: text.rpartition(after)[2] if after in text else ''
+  said = rest if after else lambda text: text
+  return Task('letters', train, test, lambda text, record: share(said(text), record))
 
 
 def share(text: str, record: Record) -> float:

@@ -1,0 +1,98 @@
+"""Stages one after another, each a config.
+
+  c.stages = dict(sft=<config>, ppo=<config>);  c.order = ('sft', 'ppo')
+
+A stage's folder is <workdir>/<its name>. In a later stage's config the text
+'stage:sft' is that folder, and 'stage:sft/model' an export of its policy. The same
+command goes on in the stage, and at the step, where the last one stopped.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ml_collections import config_dict
+
+from jaxrl_llm import assemble, checkpoint, collect, restored, sections, train
+from jaxrl_llm.models import weights
+from jaxrl_llm.types import InputError
+
+STAGE = re.compile('stage:([^/]*)(/.*)?')
+
+
+def main(config, workdir: str | None = None, *, profile: bool = False) -> dict:
+  """Runs the stages in `config.order` and returns what each says at its end.
+
+  Args:
+    config: `name`, `stages` and `order`. A stage with a section `collect` samples and
+      keeps (collect.py), any other one trains (train.main).
+    workdir: None is runs/<name>-<hash of the config>.
+    profile: see train.main.
+
+  Raises:
+    InputError: a stage is not there, refers to one that does not come before it, or is
+      no config.
+  """
+  check(config)
+  folder = Path(workdir or f'runs/{config.name}-{train.digest(config)}')
+  wanted = {text for name in config.order for text in references(config.stages[name])}
+  found = {}
+  for i, name in enumerate(config.order):
+    print(f'Stage {i + 1} of {len(config.order)}: {name}.')
+    stage = placed(config.stages[name], folder)
+    if 'collect' in stage:
+      found[name] = collect.main(stage, str(folder / name))
+      continue
+    found[name] = train.main(stage, str(folder / name), profile=profile)
+    if (checkpoint.read_meta(folder / name) or {'step': 0})['step'] < stage.steps:
+      break  # It was stopped, and said so.
+    if f'stage:{name}/model' in wanted:
+      export(folder / name)
+  return found
+
+
+def check(config) -> None:
+  """Refuses stages that cannot follow each other, before the first one runs."""
+  before: list[str] = []
+  for name in config.order:
+    if name not in config.stages:
+      raise InputError(
+        f'config.order: there is no stage {name!r}; there are {sorted(config.stages)}.'
+      )
+    stage = config.stages[name]
+    sections.check(stage)
+    assemble.make_method(stage)
+    for text in references(stage):
+      if (other := STAGE.fullmatch(text)[1]) not in before:
+        raise InputError(
+          f'config.stages.{name} reads {text!r}, and before it come {before}. Put '
+          f'{other!r} before it in config.order, or name a folder or file instead.'
+        )
+    before.append(name)
+
+
+def references(value: Any) -> Iterator[str]:
+  """The texts in a config that name a stage."""
+  if isinstance(value, config_dict.ConfigDict):
+    for inner in value.values():
+      yield from references(inner)
+  elif isinstance(value, str) and STAGE.fullmatch(value):
+    yield value
+
+
+def placed(value: Any, folder: Path) -> Any:
+  """The config with folders in the place of references."""
+  if isinstance(value, config_dict.ConfigDict):
+    return config_dict.ConfigDict({k: placed(x, folder) for k, x in value.items()})
+  named = isinstance(value, str) and STAGE.fullmatch(value)
+  return f'{folder}/{named[1]}{named[2] or ""}' if named else value
+
+
+def export(folder: Path) -> None:
+  """<folder>/model, the policy as a Hugging Face folder, if it is not there."""
+  if not (folder / 'model').exists():
+    policy = restored.policy(str(folder))
+    weights.save(
+      folder / 'model', policy.fields, policy.params, tokenizer=policy.tokenizer
+    )
