@@ -83,10 +83,13 @@ def assemble(config) -> Run:
   if 'data' in config:
     feed = feeds.completions(config, see, method, model, mesh)
   else:
-    feed = feeds.questions(config, decoders['policy'], model, text, mesh)
-  source = feeds.laid_out(feed.source, config, mesh)
-  jax.eval_shape(update_step, state, specimen(config, source, state))
-  return Run(state, update, source, *feed[1:], rates, mesh, model)
+    several = config.source.name in feeds.EPISODES
+    make = feeds.conversations if several else feeds.questions
+    feed = make(config, decoders['policy'], model, text, mesh)
+  feed = feed._replace(source=feeds.laid_out(feed.source, config, mesh))
+  jax.eval_shape(update_step, state, specimen(config, feed, state))
+  told = (feed.source, feed.evaluate, feed.data, feed.scores)
+  return Run(state, update, *told, rates, mesh, model)
 
 
 def make_method(config) -> Method:
@@ -219,11 +222,11 @@ def make_optimizer(config, method: Method, total_updates: int):
   return build.optimizer(chosen, total_updates)
 
 
-def specimen(config, source: sources.Source, state: State) -> types.Batch:
+def specimen(config, feed: feeds.Feed, state: State) -> types.Batch:
   """A batch of the shapes to come: a step is checked before any model runs."""
   s, u = config.source, config.plan
   if 'data' in config:
-    return source(state, 0).batch
+    return feed.source(state, 0).batch
   shape = (s.prompts, s.group, s.max_length)
   zeros, full = np.zeros(shape, np.float32), np.full(shape[:2], s.max_length, np.int32)
   batch = types.make_batch(
@@ -239,5 +242,5 @@ def specimen(config, source: sources.Source, state: State) -> types.Batch:
     behavior_logp=zeros,
     kept_mass=zeros if draw.truncates(how).any() else None,
     order=order,
-    extra={'greedy_reward': zeros[:, 0, 0]} if s.get('greedy') else {},
+    extra=feed.extra,
   )

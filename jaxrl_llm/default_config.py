@@ -51,6 +51,17 @@ def sampled(prompts: int, group: int, max_prompt: int, max_length: int) -> dict:
   )
 
 
+def played(
+  prompts: int, group: int, max_prompt: int, max_length: int, turns: int
+) -> dict:
+  """A source of fresh episodes (episodes.py): `max_length` is of all turns and replies.
+
+  `turn_length` is of one turn, 0 what is left; `slots` are of rows.
+  """
+  source = sampled(prompts, group, max_prompt, max_length)
+  return source | dict(name='episodes', turns=turns, turn_length=0)
+
+
 def stored(prompts: int, max_prompt: int, max_length: int) -> dict:
   """A source of stored completions: examples a batch, and tokens they may have.
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxrl_llm import (
   build,
+  episodes,
   filtration,
   forward,
   packing,
@@ -30,6 +31,12 @@ from jaxrl_llm.types import Batch, InputError, State
 RESERVED = ('prompt', 'completion', 'reward', 'step', 'split')
 
 
+EPISODES = {
+  'episodes': episodes.episodes,
+  'episode_pairs': episodes.episode_pairs,
+}
+
+
 class Feed(NamedTuple):
   """Batches to learn from, and what is held out."""
 
@@ -37,24 +44,14 @@ class Feed(NamedTuple):
   evaluate: Callable[[State], held_out.Held]
   data: examples.Data  # Its digest and report; of a task nothing else.
   scores: reference.Scores | None = None  # To fill before the first batch.
+  extra: dict[str, np.ndarray] = {}  # Of every batch, as zeros.
 
 
 def questions(config, decoder, model, text, mesh) -> Feed:
   """Completions sampled and scored, and greedy held-out accuracy."""
   task = build.made('jaxrl_llm.tasks', config.task.to_dict(), 'config.task')
   s = config.source
-  stops = pretrained.stop_ids(model.tokenizer)
-  strings = tuple(s.get('stop_strings', ()))
-  sampler = lambda group, slots: make_sampler(
-    decoder,
-    group=group,
-    max_length=s.max_length,
-    slots=slots,
-    cut=stop_strings(text.decode, strings) if strings else None,
-    unit=sharding.shards(mesh),
-    place=lambda arrays: sharding.put_batch(arrays, mesh),
-  )
-  options = functools.partial(draw.options, max_length=s.max_length, stop_ids=stops)
+  sampler, warm, cold = sampling(config, decoder, model, text, mesh, s.max_length)
   source = sources.on_policy(
     sample=sampler(s.group, s.get('slots', 0)),
     policy=forward.policy,
@@ -63,24 +60,85 @@ def questions(config, decoder, model, text, mesh) -> Feed:
     reward=make_reward(config, task),
     prompts=s.prompts,
     greedy=sampler(1, s.get('slots', 0)) if s.get('greedy') else None,
-    options=functools.partial(options, temperature=s.temperature, **draw.truncation(s)),
+    options=warm,
   )
   if s.name == 'until_mixed':
     source = sources.until_mixed(source, prompts=s.prompts, limit=s.limit)
   elif s.name != 'on_policy':
-    raise InputError(
-      f'config.source.name={s.name!r}. '
-      + build.near(s.name, ('on_policy', 'until_mixed'))
-    )
+    names = ('on_policy', 'until_mixed', *EPISODES)
+    raise InputError(f'config.source.name={s.name!r}. ' + build.near(s.name, names))
   if s.get('filter'):
     source = filtration.filtered(source, s.filter)
   source = sources.changed(source, lambda rows, *_: sources.trimmed(rows))
-  cold = functools.partial(options, temperature=0.0)
   score = held_out.make_held_out(
     sampler(1, config.evaluation.batch), text, task, options=cold
   )
   found = examples.Data((), (), task.digest, task.report)
-  return Feed(source, lambda state: score(forward.policy(state)), found)
+  extra = {'greedy_reward': np.zeros(s.prompts, np.float32)} if s.get('greedy') else {}
+  return Feed(source, lambda state: score(forward.policy(state)), found, extra=extra)
+
+
+def conversations(config, decoder, model, text, mesh) -> Feed:
+  """Episodes with the task's environment, and greedy held-out ones."""
+  task, s = checked_task(config), config.source
+  size = min(s.turn_length or s.max_length, s.max_length)
+  sampler, warm, cold = sampling(config, decoder, model, text, mesh, size)
+  between = chat.replier(model.tokenizer, pretrained.stop_ids(model.tokenizer))
+  partner = lambda slots: episodes.Partner(
+    sampler(1, slots), text, task.env, between, s.max_length, s.turns
+  )
+  source = EPISODES[s.name](
+    partner=partner(s.get('slots', 0)),
+    record=task.train,
+    reward=make_reward(config, task),
+    prompts=s.prompts,
+    group=s.group,
+    options=warm,
+    policy=forward.policy,
+  )
+  if s.get('filter'):
+    source = filtration.filtered(source, s.filter)
+  source = sources.changed(source, lambda rows, *_: sources.trimmed(rows))
+  score = held_out.make_episodes(partner(config.evaluation.batch), task, options=cold)
+  parts = task.env.score(task.env.start(task.test[0])[1])[1]
+  shape = (s.prompts, s.group)
+  extra = {k: np.zeros(shape, np.float32) for k in parts}
+  extra['turn'] = np.ones((*shape, s.max_length), np.int32)
+  found = examples.Data((), (), task.digest, task.report)
+  return Feed(source, lambda state: score(forward.policy(state)), found, extra=extra)
+
+
+def checked_task(config):
+  """The task of a source of episodes, where all that it takes is there."""
+  task = build.made('jaxrl_llm.tasks', config.task.to_dict(), 'config.task')
+  s = config.source
+  if task.env is None:
+    raise InputError(
+      f'config.task: {task.name} is answered in one turn and config.source.name='
+      f"{s.name!r} plays several. Set it to 'on_policy', or choose a task with an "
+      'environment, such as two_attempts.'
+    )
+  if s.get('greedy'):
+    raise InputError('config.source.greedy: episodes have no greedy baseline; unset.')
+  return task
+
+
+def sampling(config, decoder, model, text, mesh, max_length: int):
+  """`sampler(group, slots)`, and options of so many prompts: to learn, and greedy."""
+  s, stops = config.source, pretrained.stop_ids(model.tokenizer)
+  strings = tuple(s.get('stop_strings', ()))
+  sampler = lambda group, slots: make_sampler(
+    decoder,
+    group=group,
+    max_length=max_length,
+    slots=slots,
+    cut=stop_strings(text.decode, strings) if strings else None,
+    unit=sharding.shards(mesh),
+    place=lambda arrays: sharding.put_batch(arrays, mesh),
+  )
+  options = functools.partial(draw.options, max_length=max_length, stop_ids=stops)
+  warm = functools.partial(options, temperature=s.temperature, **draw.truncation(s))
+  return sampler, warm, functools.partial(options, temperature=0.0)
 
 
 def make_reward(config, task):

@@ -40,9 +40,12 @@ def filtered(source: Source, kind: str) -> Source:
     b, g = batch.reward.shape
     shares = [(w := weights(reward, kind)) / w.sum() for reward in batch.reward]
     rows = np.stack([rng.choice(g, g, p=share) for share in shares])
-    whole = ('prompts', 'prompt_length', 'prompt_id', 'extra')
+    whole = ('prompts', 'prompt_length', 'prompt_id')
     pick = lambda x: x[np.arange(b)[:, None], rows]
     kept = {k: vars(batch)[k] for k in whole}
-    return jax.tree.map(pick, batch.replace(**dict.fromkeys(whole))).replace(**kept)
+    # Of a prompt [B], or of its completions [B, G, ...].
+    extra = {k: pick(x) if x.ndim > 1 else x for k, x in batch.extra.items()}
+    kept['extra'] = extra
+    return jax.tree.map(pick, batch.replace(**dict.fromkeys(kept))).replace(**kept)
 
   return changed(source, again)

@@ -11,6 +11,8 @@ GLOSSARY: dict[str, str] = {
   'truncated': 'Share of completions that ended for want of room.',
   'tokens': 'Completion tokens of this step, those thrown away included.',
   'rollouts': 'Completions sampled since the start, those thrown away included.',
+  'turns': "The policy's turns in an episode, mean.",
+  'episode/': "Mean over episodes of a part of the environment's score.",
   'dropped': 'Groups of this batch left out for a prompt or completion too long.',
   'cut': 'Completions of this batch cut to the room they have.',
   'filled': 'Share of the completion slots of a batch that hold a trained token.',
@@ -57,6 +59,8 @@ GLOSSARY: dict[str, str] = {
   'eval/longer': 'Share of held-out pairs whose chosen completion is the longer one.',
   'eval/score': 'Mean held-out score, partial credit included.',
   'eval/length': 'Mean length of a held-out answer, in tokens.',
+  'eval/turns': "The policy's turns in a held-out episode, mean.",
+  'eval/episode/': "Mean over held-out episodes of a part of the environment's score.",
   'eval/': "A metric of the method's loss, on held-out rows.",
 }
 

@@ -29,6 +29,7 @@ POSITIVE = (
   'source.max_prompt',
   'source.max_length',
   'source.limit',
+  'source.turns',
   'evaluation.batch',
   'checkpoint.keep',
 )
@@ -36,6 +37,7 @@ NOT_NEGATIVE = (
   'plan.pack',
   'source.bucket',
   'source.slots',
+  'source.turn_length',
   'model.lora.rank',
 )
 

@@ -224,7 +224,8 @@ def trimmed(batch: Batch) -> Batch:
   t = types.bucket(batch.length.max(), batch.completions.shape[-1])
   sampled = ('completions', 'mask', 'behavior_logp', 'kept_mass')
   cut = {k: x[..., :t] for k in sampled if (x := vars(batch)[k]) is not None}
-  return batch.replace(prompts=batch.prompts[:, :p], **cut)
+  extra = {k: x[..., :t] if x.ndim == 3 else x for k, x in batch.extra.items()}
+  return batch.replace(prompts=batch.prompts[:, :p], extra=extra, **cut)
 
 
 def check_finite(rollout: Rollout, step: int) -> None:
@@ -286,9 +287,9 @@ def describe(batch: Batch, parts: dict[str, np.ndarray]) -> dict[str, float]:
     'reward': float(batch.reward.mean()),
     'reward_std': float(batch.reward.std(1).mean()),
     'groups_tied': float((np.ptp(batch.reward, axis=1) == 0).mean()),
-    'length': float(batch.length.mean()),
+    'length': float(batch.mask.sum(-1).mean()),
     'truncated': float(batch.truncated.mean()),
-    'tokens': float(batch.length.sum()),
+    'tokens': float(batch.mask.sum()),
     'rollouts': float(batch.length.size),
   }
 

@@ -175,6 +175,32 @@ def turns(render, encode, before: Messages, after: Messages, stops) -> Ids:
   return Ids(tokens, mask)
 
 
+def replier(tokenizer, stop_ids: Sequence[int]) -> Callable:
+  """`between(reply, said)`: the ids from what an assistant said to its next turn.
+
+  `said` are ids, and stay as they are. What was said without a stop token (the turn ran
+  out of room) is closed with the one that the template closes a turn with, or with the
+  first. A reply is the user's.
+  """
+  encode = following(tokenizer)
+  marks = {'user': '[asked]', 'assistant': '[said]'}
+  talk = [dict(role=role, content=text) for role, text in marks.items()]
+  whole = render(tokenizer, [*talk, dict(role='user', content='[told]')], True)
+  close, told, ask = whole.partition('[said]')[2].partition('[told]')
+  if not told:
+    raise InputError('the chat template leaves out what was said before the last turn.')
+  ends = {i: tokenizer.convert_ids_to_tokens(i) for i in stop_ids}
+  found = [(close.index(end), i) for i, end in ends.items() if end in close]
+  stop = min(found)[1] if found else stop_ids[0]
+  after = close.partition(ends[stop])[2] if found else close
+
+  def between(reply: str, said: Sequence[int]) -> list[int]:
+    closed = bool(said) and said[-1] in ends
+    return [*(() if closed else (stop,)), *encode(after + reply + ask)]
+
+  return between
+
+
 def check_said(message: dict, words: str, turn: int) -> None:
   """Refuses an assistant's message that is empty, or that `words` has not all of."""
   squeezed = lambda text: ''.join(text.split())

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from jaxrl_llm import episodes, sources
 from jaxrl_llm.evaluate import accuracy
 from jaxrl_llm.sources import Text, pad, to_samples
 from jaxrl_llm.tasks.records import Task
@@ -37,6 +38,25 @@ def make_held_out(sample, text: Text, task: Task, *, options):
     rows = to_samples(jax.device_get(rollout), records, text)
     scores = np.array([task.check(r.completion, r.record) for r in rows])
     return Held(metrics(scores, rows), [shown(r, s) for r, s in zip(rows, scores)])
+
+  return evaluate
+
+
+def make_episodes(partner: episodes.Partner, task: Task, *, options):
+  """`make_held_out` where an answer takes turns: every test record played, greedily."""
+  records = task.test
+  first = [episodes.begin(partner, r, i) for i, r in enumerate(records)]
+  sources.pad([r.prompt for r in first], partner.text.max_prompt)
+
+  def evaluate(params) -> Held:
+    how = (options, jax.random.key(0), np.int32(0), 0)
+    rows = episodes.play(partner, params, first, *how)
+    seen = episodes.to_samples(partner, rows)
+    scores = np.array([s.score for s in seen])
+    mean = lambda values: float(np.mean(list(values)))
+    parts = {f'eval/episode/{k}': mean(s.parts[k] for s in seen) for k in seen[0].parts}
+    parts['eval/turns'] = mean(r.count for r in rows)
+    return Held(metrics(scores, seen) | parts, [*map(shown, seen, scores)])
 
   return evaluate
 

@@ -1,6 +1,7 @@
 """What a reward sees, and what it is."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 from jaxrl_llm.tasks.records import Record
@@ -14,6 +15,8 @@ class Sample(NamedTuple):
   tokens: int  # Length of the completion in tokens, the stop token included.
   truncated: bool  # True where it ended for want of room.
   record: Record
+  score: float = 0.0  # What the environment of an episode says of it, and in parts.
+  parts: Mapping[str, float] = MappingProxyType({})
 
 
 Reward = Callable[[Sample], float]

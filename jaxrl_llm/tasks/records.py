@@ -16,6 +16,18 @@ class Record(NamedTuple):
   extra: dict[str, Any]  # Whatever else the checker reads.
 
 
+class Env(NamedTuple):
+  """Who answers the policy turn by turn: pure functions on text.
+
+  A state is any value that no function changes in place. None of them raises whatever
+  the policy says, and their time is bounded.
+  """
+
+  start: Callable[[Record], tuple[list[dict[str, str]], Any]]  # Messages, and a state.
+  step: Callable[[Any, str], tuple[Any, str | None]]  # The reply; None where over.
+  score: Callable[[Any], tuple[float, dict[str, float]]]  # In [0, 1], and its parts.
+
+
 class Task(NamedTuple):
   """A source of questions and the judge of their answers.
 
@@ -30,6 +42,7 @@ class Task(NamedTuple):
   check: Callable[[str, Record], float]
   digest: str = ''  # Of every row that was read; a resumed run must find the same.
   report: Sequence[str] = ()  # Lines to say before training.
+  env: Env | None = None  # Where an answer takes several turns (episodes.py).
 
 
 Draw = Callable[[random.Random, int], Record]  # (randomness, id) -> record.
