@@ -7,7 +7,14 @@ demonstrations of the same.
 
 from ml_collections import config_dict
 
-from jaxrl_llm.default_config import KINDS, adam, default_config, sampled, stored
+from jaxrl_llm.default_config import (
+  KINDS,
+  adam,
+  default_config,
+  played,
+  sampled,
+  stored,
+)
 
 
 def get_config(method: str = 'grpo') -> config_dict.ConfigDict:
@@ -31,4 +38,10 @@ def get_config(method: str = 'grpo') -> config_dict.ConfigDict:
     return c
   c.task = dict(name='letters', alphabet='abcd', length=3, test_size=16, seed=0)
   c.rewards = dict(letter=dict(name='checker', binary=False, weight=1.0))
+  if method in ('refuel', 'score_rl'):
+    pairs = method == 'refuel'
+    c.source = played(16, 2 if pairs else 8, 16, 16, turns=2)
+    c.source.update(name='episode_pairs' if pairs else 'episodes', turn_length=6)
+    c.task = dict(name='two_attempts', of=c.task.to_dict(), prompt='?')
+    c.rewards = dict(second=dict(name='environment', weight=1.0))
   return c

@@ -22,7 +22,7 @@ from jaxrl_llm.rewards.sample import Sample
 from jaxrl_llm.rollout import draw
 from jaxrl_llm.sources import Drawn, Source, Text
 from jaxrl_llm.tasks.records import Env, Record
-from jaxrl_llm.types import Batch, State
+from jaxrl_llm.types import Batch, InputError, State
 
 
 class Row(NamedTuple):
@@ -163,6 +163,7 @@ def episode_pairs(
   record: Callable[[int], Record],
   reward: Scorer,
   prompts: int,
+  group: int,
   options: Callable[[int], draw.Options],
   policy=lambda state: state.params['policy'],
 ) -> Source:
@@ -171,6 +172,10 @@ def episode_pairs(
   What was said before turn h, by the policy too, is the group's prompt; h is then turn
   1. An episode that is over before turn h parts at its last one.
   """
+  if group != 2:
+    raise InputError(
+      f'config.source.group={group}: episode_pairs draws pairs. Set it to 2.'
+    )
 
   def source(state: State, step: int) -> Drawn:
     start = time.perf_counter()

@@ -47,6 +47,8 @@ def check(config) -> None:
   wanted = [SECTIONS, STORED if 'data' in config else SAMPLED]
   if config.get('source', {}).get('name') == 'until_mixed':
     wanted.append({'source': ('limit',)})
+  if config.get('source', {}).get('name') in ('episodes', 'episode_pairs'):
+    wanted.append({'source': ('turns', 'turn_length')})
   for section, keys in ((s, k) for table in wanted for s, k in table.items()):
     part = config if not section else config.get(section)
     if part is None:

@@ -34,7 +34,9 @@ def config(method='grpo', **sections):
   if 'task' in c:
     c.source.group = min(c.source.group, 4)
     c.rewards = dict(early=dict(name='runs.early', weight=2.0))
-    c.task.test_size = 8
+    c.task.get('of', c.task).test_size = 8
+    if 'turns' in c.source:  # Two turns, and a reply of four tokens.
+      c.source.update(max_length=8, turn_length=2)
   else:
     c.data.update(size=20, test_size=8)  # An epoch ends within a batch.
   for name, options in sections.items():

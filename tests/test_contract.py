@@ -50,6 +50,8 @@ METHODS = {
   'rto': {},
   'prime': {},
   'prompt_gdro': {'prompts': 16, 'history': 4, 'count': 3},
+  'refuel': {},
+  'score_rl': {},
 }
 every_method = pytest.mark.parametrize('name', METHODS)
 

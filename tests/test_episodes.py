@@ -1,6 +1,7 @@
 """Episodes: rows of several turns, what is trained in them, and credit by turn."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -8,11 +9,12 @@ import numpy as np
 import pytest
 import runs
 import toy
+from test_by_hand import check, loss, row
 from test_contract import check_same, every_method, method, start
-from test_identities import close
+from test_identities import close, gradient, off_policy, update
 
 from configs import episodes as config_file
-from jaxrl_llm import assemble, episodes, forward, packing, types
+from jaxrl_llm import assemble, build, episodes, forward, packing, types
 from jaxrl_llm.data import chat
 from jaxrl_llm.models import pretrained
 from jaxrl_llm.models.decoder import Decoder, causal, head_kernel
@@ -21,7 +23,7 @@ from jaxrl_llm.rewards.environment import environment
 from jaxrl_llm.rewards.sample import Sample
 from jaxrl_llm.rollout import draw
 from jaxrl_llm.sources import Text
-from jaxrl_llm.step import clean, make_update_step, observe
+from jaxrl_llm.step import clean, make_update_step, observe, weigh
 from jaxrl_llm.tasks.calculator import calculator
 from jaxrl_llm.tasks.guess_number import guess_number
 from jaxrl_llm.tasks.records import Env, Record
@@ -488,3 +490,176 @@ def test_a_config_says_what_it_lacks():
     assemble.assemble(config(source=dict(greedy=True)))
   with pytest.raises(InputError, match=r'source\.turns'):
     assemble.assemble(config(source=dict(turns=0)))
+
+
+# ---- Credit by turn ------------------------------------------------------------------
+
+
+def test_refuel_by_hand():
+  # Turn 1: h = (.5, -.5); turn 2 does not count. R = (2, 1), eta 2: (1 - 2 * 1)^2.
+  old = jnp.full((1, 2, 2), -2.0)
+  logp = old + jnp.array([[[0.5, 0.9], [-0.5, 0.4]]])
+  extra = {'turn': jnp.array([[[1, 2], [1, 2]]])}
+  fields = dict(reward=row(2, 1), old_logp=old, extra=extra)
+  check(loss('refuel', {'eta': 2.0}, Outputs(logp=logp), **fields), 1.0)
+
+
+def test_refuel_of_one_turn_is_rebel():
+  batch = off_policy(toy.batch())
+  single = batch.replace(extra={'turn': batch.mask.astype(jnp.int32)})
+  want = gradient(build.method('rebel', eta=0.7, beta=0.0), batch)
+  close(gradient(build.method('refuel', eta=0.7), single), want)
+  several = gradient(build.method('refuel', eta=0.7), batch)
+  assert abs(several - want).max() > 1e-2
+
+
+def test_refuel_trains_no_later_turn():
+  """Tokens of turn 2 alone say which bigrams may not move: none but those of turn 1."""
+  batch = toy.batch()
+  where = (batch.extra['turn'] == 1)[..., None, None]
+  pair = jax.nn.one_hot(toy.previous(batch), toy.V)[..., :, None]
+  seen = (where * pair).sum((0, 1, 2))[:, 0]
+  moved = abs(gradient(build.method('refuel'), off_policy(batch))).sum(-1)
+  assert ((moved > 0) <= (seen > 0)).all() and (moved > 0).any()
+
+
+ATTEMPTS = dict(
+  old_logp=jnp.array([[[-1.0, -2.0], [-3.0, -4.0]]]),
+  ref_logp=jnp.array([[[-2.0, -2.0], [-3.0, -6.0]]]),
+  reward=row(0, 1),
+  extra={'turn': jnp.array([[[1, 2], [1, 2]]]), 'first': row(1, 0)},
+)
+
+
+def test_score_rl_by_hand():
+  """Attempts of a token, r_1 = (1, 0), r_2 = (0, 1), log pi / ref (1, 0), (0, 2)."""
+  out = Outputs(logp=ATTEMPTS['old_logp'])
+  # Stage 2: r_2 and its bonus are (-10, 11), with r_1 (-9, 11): less the other's
+  # (-20, -21) and (20, 21), less KL to come (.5, 0) and (1, 1).
+  # -((-20.5 * -1 - 21 * -2) + (19 * -3 + 20 * -4)) / 2.
+  check(loss('score_rl', {'beta1': 0.5}, out, **ATTEMPTS), 37.25)
+  # Stage 1: (-1, -1) and (1, 1) less (2, 0) and (1, 1): -((-3 * -1 - 1 * -2) + 0) / 2.
+  how = dict(stage=1, beta1=0.5, beta2=1.5)
+  check(loss('score_rl', how, out, **ATTEMPTS), -2.5)
+
+
+def test_score_rl_without_a_first_attempt_is_rloo():
+  batch = toy.batch(g=3)
+  none = batch.extra | {'first': jnp.zeros((toy.B, 3))}
+  got = build.method('score_rl', alpha=0.0, beta1=0.0)
+  want = gradient(build.method('rloo', beta=0.0), batch)
+  close(gradient(got, batch.replace(extra=none)), want)
+
+
+OUTCOMES = np.array(list(itertools.product(range(toy.V), repeat=2)))  # Both attempts.
+FIRST, SECOND = np.eye(toy.V)[0], np.arange(25.0).reshape(5, 5) % 3  # Their rewards.
+
+
+def objective(table, stage, alpha, beta1, beta2):
+  """SCoRe's, enumerated, of attempts of one token after the prompt '0'."""
+  logp, ref = (jax.nn.log_softmax(x) for x in (table, toy.state().frozen['ref']))
+  p, kl = jnp.exp(logp), jnp.sum(jnp.exp(logp) * (logp - ref), -1)
+  joint = p[0][:, None] * p
+  r1, r2 = FIRST[:, None], SECOND
+  if stage == 1:
+    return jnp.sum(joint * r2) - (beta1 + beta2) * kl[0] - beta1 * jnp.sum(p[0] * kl)
+  paid = r1 + r2 + alpha * (r2 - r1)
+  return jnp.sum(joint * paid) - beta1 * (kl[0] + jnp.sum(p[0] * kl))
+
+
+@pytest.mark.parametrize('stage', [1, 2])
+def test_score_rl_has_the_gradient_of_its_objective(stage):
+  """Over all pairs of episodes, each as likely as the policy has it."""
+  how = dict(stage=stage, alpha=1.5, beta1=0.3, beta2=0.8)
+  pairs = OUTCOMES[np.array(list(itertools.product(range(25), repeat=2)))]
+  n, state = len(pairs), toy.state()
+  batch = types.make_batch(
+    np.zeros((n, 1), np.int32), np.ones(n, np.int32), pairs, np.full((n, 2), 2)
+  ).replace(
+    reward=SECOND[pairs[..., 0], pairs[..., 1]].astype(np.float32),
+    extra={
+      'turn': np.broadcast_to([1, 2], pairs.shape),
+      'first': FIRST[pairs[..., 0]].astype(np.float32),
+    },
+  )
+  batch = jax.tree.map(jnp.asarray, batch)
+  m = build.method('score_rl', **how)
+  batch = m.prepare(state, observe(toy.forward, state, batch, m.prepare_needs))[1]
+  chance = jnp.exp(batch.old_logp.sum((1, 2)))
+  batch = weigh(batch, m).replace(
+    weight=jnp.broadcast_to(chance[:, None, None] / 2, pairs.shape)
+  )
+
+  def value(table):
+    out = toy.forward({'policy': table}, {}, batch, ('logp',))
+    return m.loss(out, batch)[0]
+
+  table = state.params['policy']
+  want = -jax.grad(objective)(table, **how)
+  close(jax.grad(value)(table), want, 1e-5)
+
+
+def test_methods_of_turns_say_what_they_lack():
+  plain = toy.batch().replace(extra={})
+  with pytest.raises(InputError, match='episode_pairs'):
+    update(build.method('refuel'), plain)
+  with pytest.raises(InputError, match='two_attempts'):
+    update(build.method('score_rl'), plain)
+  with pytest.raises(InputError, match='give 1 or 2'):
+    build.method('score_rl', stage=3)
+
+
+def test_where_a_pair_parts():
+  """Before turn 3 of three, with what was said until then as the prompt."""
+  partner, _ = scripted(['ab$', 'c$', 'd$'])
+  key = jax.random.key(0)
+  start = episodes.begin(partner, RECORD, 5)._replace(turns=2)
+  (done,) = episodes.play(partner, {}, [start], options, key, 0, 0)
+  found = episodes.forked(partner, done, 1)
+  reply = encode('\nno\n')
+  before = [*encode('q\nab'), EOS, *reply, *encode('c'), EOS, *reply]
+  assert found.prompt == before and found.tokens == ()
+  assert (found.state, found.turns, found.count) == (('ab', 'c'), 1, 0)
+  assert found.room == 20 - (len(before) - 2)
+  assert [episodes.forked(partner, done, i).seed for i in (0, 1)] == [10, 11]
+
+
+@pytest.mark.parametrize('how', [dict(replies=('no', None)), dict(room=8)])
+def test_what_is_over_parts_at_its_last_turn(how):
+  """Ended by the environment, or for want of room, in turn 2."""
+  partner, _ = scripted(['ab$', 'c$', 'd$'], **how)
+  rows = [episodes.begin(partner, RECORD, 0)]
+  (done,) = episodes.play(partner, {}, rows, options, jax.random.key(0), 0, 0)
+  assert done.over
+  found = episodes.forked(partner, done, 0)
+  assert found.prompt == [*encode('q\nab'), EOS, *encode('\nno\n')]
+  assert (found.state, found.turns) == (('ab',), 2)
+
+
+PAIRS = dict(name='episode_pairs', prompts=8, turns=3)
+
+
+def test_pairs_share_what_was_said_before():
+  """Turns 1, 2 and 3 of three are drawn; every group's reward is of its own ends."""
+  c = config('refuel', source=PAIRS)
+  there = assemble.assemble(c)
+  sizes, again = [], there.source(there.state, 1).batch
+  for step in range(2):
+    batch = there.source(there.state, step).batch
+    types.check(batch)
+    taken = batch.extra['turn'].max(-1)
+    assert batch.completions.shape[:2] == (8, 2) and taken.min() == 1
+    assert (batch.extra['turn'][..., 0] == 1).all()  # What follows the prompt is said.
+    sizes += batch.prompt_length.tolist()
+    # What the two say at once differs: draws of their own.
+    assert (batch.completions[:, 0] != batch.completions[:, 1]).any()
+  jax.tree.map(np.testing.assert_array_equal, batch, again)
+  # '1-3\n' alone; with two characters, <eos> and '\n?\n' behind it once, or twice.
+  assert set(sizes) >= {4, 4 + 6} and max(sizes) > 4 + 6
+  text = decode(batch.prompts[sizes[8:].index(max(sizes[8:]))])
+  assert text.startswith('1-3\n') and text.count('?') >= 1
+
+
+def test_pairs_are_of_two():
+  with pytest.raises(InputError, match='Set it to 2'):
+    assemble.assemble(config('refuel', source=PAIRS | dict(group=4)))

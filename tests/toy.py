@@ -97,6 +97,7 @@ def batch(seed=0, g=G) -> Batch:
   reward = np.sign(rng.normal(size=(B, g))).astype(np.float32)
   extra = {
     'greedy_reward': np.sign(rng.normal(size=B)).astype(np.float32),
+    'first': rng.integers(0, 2, (B, g)).astype(np.float32),
     'turn': (1 + (np.arange(T) > 2)) * np.asarray(made.mask, np.int32),
   }
   return jax.tree.map(jnp.asarray, made.replace(reward=reward, extra=extra))
