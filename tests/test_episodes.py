@@ -14,7 +14,7 @@ from test_contract import check_same, every_method, method, start
 from test_identities import close, gradient, off_policy, update
 
 from configs import episodes as config_file
-from jaxrl_llm import assemble, build, episodes, forward, packing, types
+from jaxrl_llm import assemble, build, episodes, forward, packing, sharding, types
 from jaxrl_llm.data import chat
 from jaxrl_llm.models import pretrained
 from jaxrl_llm.models.decoder import Decoder, causal, head_kernel
@@ -663,3 +663,18 @@ def test_pairs_share_what_was_said_before():
 def test_pairs_are_of_two():
   with pytest.raises(InputError, match='Set it to 2'):
     assemble.assemble(config('refuel', source=PAIRS | dict(group=4)))
+
+
+def test_packed_episodes_move_the_policy_as_padded_ones():
+  """The decoder's own packing, of rows with replies."""
+  found = []
+  for pack in (0, 64):
+    there = assemble.assemble(config(plan=dict(pack=pack)))
+    batch = sharding.put_batch(there.source(there.state, 0).batch, there.mesh)
+    assert (batch.layout is not None) == bool(pack)
+    metrics = there.update(there.state, batch)[1]
+    assert (np.asarray(batch.extra['turn']).max(-1) == 2).any()
+    assert float(metrics['max/mismatch']) < 1e-4
+    found.append((metrics['gain'], metrics['grad_norm/policy'], metrics['mismatch_k3']))
+  np.testing.assert_allclose(*found, atol=1e-5)
+  assert found[0][1] > 0
