@@ -317,25 +317,26 @@ def test_log_probs_are_those_of_one_pass_over_the_conversation():
   params = there.state.params['policy']
   decoder = Decoder(pretrained.load('tiny').config)
   see = forward.make_forward({'policy': decoder})
-  logp = see({'policy': params}, {}, batch, ('logp',)).logp
+  logp = jax.jit(lambda x: see({'policy': params}, {}, x, ('logp',)).logp)(batch)
   inside = batch.mask > 0
   np.testing.assert_allclose(
     np.where(inside, logp, 0), batch.behavior_logp, atol=2e-5, rtol=0
   )
   assert (batch.extra['turn'].max(-1) == 2).any()
-  for b, g in np.ndindex(batch.length.shape):
-    p, t = int(batch.prompt_length[b]), int(batch.length[b, g])
-    row = np.concatenate([batch.prompts[b, :p], batch.completions[b, g, :t]])[
-      None, None
-    ]
-    at = np.arange(p + t, dtype=np.int32)[None, None]
-    hidden = decoder.apply({'params': params}, row, at, causal(p + t))[0]
-    logits = logprobs.logits(hidden[0, 0, :-1], head_kernel(params), 0.0)
-    whole = jax.nn.log_softmax(logits)[np.arange(p + t - 1), row[0, 0, 1:]]
-    keep = batch.mask[b, g, :t] > 0
-    np.testing.assert_allclose(
-      whole[p - 1 :][keep], batch.behavior_logp[b, g, :t][keep], atol=2e-5, rtol=0
-    )
+  # Whole conversations, each in one row from its first token on.
+  b, g, t = batch.completions.shape
+  start, width = batch.prompt_length, batch.prompts.shape[1] + t
+  rows = np.zeros((b, g, width), np.int32)
+  for i in range(b):
+    rows[i, :, : start[i]] = batch.prompts[i, : start[i]]
+    rows[i, :, start[i] : start[i] + t] = batch.completions[i]
+  at = np.broadcast_to(np.arange(width, dtype=np.int32), rows.shape)
+  hidden = jax.jit(decoder.apply)({'params': params}, rows, at, causal(width))[0]
+  logits = logprobs.logits(hidden.reshape(b * g * width, -1), head_kernel(params), 0.0)
+  whole = np.asarray(jax.nn.log_softmax(logits)).reshape(b, g, width, -1)
+  for i, j, k in zip(*np.nonzero(batch.mask)):
+    said = whole[i, j, start[i] + k - 1, batch.completions[i, j, k]]
+    assert float(said) == pytest.approx(batch.behavior_logp[i, j, k], abs=2e-5)
 
 
 def test_episodes_depend_on_the_state_and_the_step_alone():
