@@ -9,12 +9,16 @@ from ml_collections import config_dict
 
 from jaxrl_llm.default_config import KINDS, adam, default_config, sampled, stored
 
+COSTLY = ('safe_rlhf', 'hc_rlhf', 'cgpo_crpg', 'cgpo_codpo', 'cgpo_crraft')
+ANCHORED = ('pairwise_ppo', 'cgpo_crpg', 'cgpo_crraft')
+
 
 def get_config(method: str = 'grpo') -> config_dict.ConfigDict:
   c = default_config(f'toy_{method}', method)
   c.model.name = 'tiny'
   c.steps = 60
-  c.optimizer = {r: adam(3e-3) for r in ('policy', 'critic', 'reward', 'prm')}
+  roles = ('policy', 'critic', 'cost_critic', 'reward', 'prm')
+  c.optimizer = {r: adam(3e-3) for r in roles}
   c.evaluation = dict(every=20, batch=16)
   c.source = sampled(16, 8, 16, 6)
   if method == 'remax':
@@ -31,4 +35,7 @@ def get_config(method: str = 'grpo') -> config_dict.ConfigDict:
     return c
   c.task = dict(name='letters', alphabet='abcd', length=3, test_size=16, seed=0)
   c.rewards = dict(letter=dict(name='checker', binary=False, weight=1.0))
+  if method in COSTLY:  # Of the letter a no more than a tenth of an answer.
+    c.costs = dict(a=dict(name='letter_share', letter='a', allowed=0.1, weight=1.0))
+  c.source.anchor = method in ANCHORED
   return c

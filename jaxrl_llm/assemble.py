@@ -239,5 +239,19 @@ def specimen(config, source: sources.Source, state: State) -> types.Batch:
     behavior_logp=zeros,
     kept_mass=zeros if draw.truncates(how).any() else None,
     order=order,
-    extra={'greedy_reward': zeros[:, 0, 0]} if s.get('greedy') else {},
+    extra=specimen_extra(config),
   )
+
+
+def specimen_extra(config) -> dict[str, np.ndarray]:
+  """What a source of this config says beside the reward, as zeros."""
+  s = config.source
+  b, g = s.prompts, s.group
+  told = {
+    'greedy_reward': (s.get('greedy'), (b,)),
+    'anchor_reward': (s.get('anchor'), (b,)),
+    'cost': (config.get('costs'), (b, g)),
+    'feasible': (config.get('costs'), (b, g)),
+    'duel': (config.get('judge'), (b, g, g)),
+  }
+  return {k: np.zeros(shape, np.float32) for k, (there, shape) in told.items() if there}

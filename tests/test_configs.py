@@ -16,8 +16,8 @@ from jaxrl_llm.types import InputError
 
 CONFIGS = sorted((runs.ROOT / 'configs').glob('[a-z]*.py'))
 METHODS = [m.name for m in pkgutil.iter_modules(methods.__path__)]
-# Two roles, two streams, no policy, another model, greedy completions.
-QUICK = ('ppo', 'kto', 'bradley_terry', 'rto', 'remax')
+# Two roles, two streams, no policy, another model, greedy completions, costs.
+QUICK = ('ppo', 'kto', 'bradley_terry', 'rto', 'remax', 'safe_rlhf')
 
 
 def loaded(path):
@@ -41,8 +41,8 @@ def test_a_config_is_plain_data_and_names_a_method(path):
       build.find(f'jaxrl_llm.{part.replace("task", "tasks")}', c[part].name, part)
 
 
-def test_there_are_twenty_nine_methods():
-  assert len(METHODS) == 29
+def test_there_are_thirty_methods():
+  assert len(METHODS) == 30
   assert set(QUICK) < set(METHODS)
 
 

@@ -50,6 +50,7 @@ METHODS = {
   'rto': {},
   'prime': {},
   'prompt_gdro': {'prompts': 16, 'history': 4, 'count': 3},
+  'safe_rlhf': {'window': 12},
 }
 every_method = pytest.mark.parametrize('name', METHODS)
 

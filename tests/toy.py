@@ -68,6 +68,7 @@ def tables(seed, scale=0.5):
   rng = np.random.default_rng(seed)
   draw = lambda *shape: jnp.asarray(scale * rng.normal(size=shape), jnp.float32)
   names = {'policy': (V, V), 'critic': (V,), 'reward': (V,), 'prm': (V, V)}
+  names |= {'cost_critic': (V,)}
   return {name: draw(*shape) for name, shape in names.items()}
 
 
@@ -95,5 +96,11 @@ def batch(seed=0, g=G) -> Batch:
     rng.integers(1, T + 1, (B, g)).astype(np.int32),
   )
   reward = np.sign(rng.normal(size=(B, g))).astype(np.float32)
-  extra = {'greedy_reward': np.sign(rng.normal(size=B)).astype(np.float32)}
+  extra = {
+    'greedy_reward': np.sign(rng.normal(size=B)),
+    'anchor_reward': rng.normal(size=B),
+    'cost': rng.uniform(-0.3, 0.3, (B, g)),
+    'feasible': (rng.random((B, g)) > 0.2) * 1.0,
+  }
+  extra = {k: x.astype(np.float32) for k, x in extra.items()}
   return jax.tree.map(jnp.asarray, made.replace(reward=reward, extra=extra))
