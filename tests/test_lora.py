@@ -142,6 +142,12 @@ FIRST = {
   'remax': dict(kl_ref_seq=0.0),
   'prime': dict(prm_loss=np.log(2)),
   'safe_rlhf': dict(kl_ref=0.0, kl_ref_seq=0.0),
+  'hc_rlhf': dict(kl_ref_seq=0.0),
+  'think_rm_pairwise': dict(kl_ref=0.0),
+  'pairwise_ppo': dict(kl_ref=0.0, kl_ref_seq=0.0),
+  'cgpo_crpg': dict(kl_ref_seq=0.0),
+  'cgpo_codpo': dict(margin=0.0, accuracy=0.5),
+  'cgpo_crraft': dict(kl_ref_seq=0.0),
 }
 # Half the time to compile.
 QUICK = {'xla_backend_optimization_level': 0}
@@ -150,6 +156,8 @@ QUICK = {'xla_backend_optimization_level': 0}
 # Each reads the same sensors as another method.
 ALIKE = ('dr_grpo', 'dapo', 'cispo', 'orpo', 'two_grpo', 'gmpo', 'gpg', 'opo', 'sapo')
 ALIKE += ('raft', 'ma_rlhf', 'reinforce_pp_baseline', 'remax', 'prompt_gdro')
+ALIKE += ('hc_rlhf', 'think_rm_pairwise', 'pairwise_ppo')
+ALIKE += ('cgpo_crpg', 'cgpo_codpo', 'cgpo_crraft')
 
 
 @pytest.mark.parametrize('name', unless_slow(test_contract.METHODS, slow=ALIKE))
