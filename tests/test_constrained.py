@@ -18,7 +18,7 @@ from jaxrl_llm.ops import advantages, costs
 from jaxrl_llm.rewards import better, combine, letter_share
 from jaxrl_llm.rewards.sample import Sample
 from jaxrl_llm.sources import Drawn
-from jaxrl_llm.step import clean, weigh
+from jaxrl_llm.step import clean, make_update_step, weigh
 from jaxrl_llm.tasks.records import Record, Task
 from jaxrl_llm.types import InputError, Outputs
 
@@ -370,6 +370,46 @@ def test_hc_rlhf_without_a_multiplier_is_rloo_with_the_groups_mean():
   m = method('hc_rlhf', multiplier=0.0, beta=0.2)
   want = method('rloo', beta=0.2, advantage='group_mean')
   close(gradient(m, state=carried(m)), gradient(want))
+
+
+def optimum(gain, price, threshold, beta):
+  """(lambda, p): p proportional to ref exp((R - lambda C) / beta), E[C] = threshold.
+
+  By bisection: the mean cost falls with lambda.
+  """
+  at = lambda weight: jax.nn.softmax(REF + (gain - weight * price) / beta)
+  low, high = 0.0, 20.0
+  assert at(low) @ price > threshold > at(high) @ price
+  for _ in range(50):
+    middle = (low + high) / 2
+    above = at(middle) @ price > threshold
+    low, high = (middle, high) if above else (low, middle)
+  return low, at(low)
+
+
+@pytest.mark.parametrize('weight', [0.1, 5.0])
+def test_the_constrained_optimum_is_found_from_both_sides(weight):
+  """600 updates, 256 sampled arms each; no lambda was chosen. With c1 = c2 = 0 the mean
+  itself is held; without a constraint it would be .63.
+  """
+  gain, price = jnp.array([[1, 0.5, 0.2, 0, -0.5], [1, 0.3, -0.2, 0.5, 0]])
+  options = dict(multiplier=weight, rate=0.1, beta=0.5, threshold=0.2, c1=0.0, c2=0.0)
+  m = method('hc_rlhf', **options)
+  step = make_update_step(toy.forward, toy.SGD, m)
+  blank = bandit(np.zeros((1, 256)))
+
+  def one(state, key):
+    table = state.params['policy'][0]
+    arm = jax.random.categorical(key, table, shape=(1, 256))
+    batch = blank.replace(completions=arm[..., None], reward=gain[arm])
+    state, _ = step(state, batch.replace(extra={'cost': price[arm]}))
+    return state, (jax.nn.softmax(table), jnp.exp(state.extra['log_multiplier']))
+
+  keys = jax.random.split(jax.random.key(0), 600)
+  _, (policy, found) = jax.jit(lambda state: jax.lax.scan(one, state, keys))(carried(m))
+  due, best = optimum(gain, price, 0.2, 0.5)
+  close(policy[-100:].mean(0), best, 0.015)
+  close(found[-100:].mean(), due, 0.03)
 
 
 def test_the_guarantee_by_simulation():
