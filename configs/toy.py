@@ -16,12 +16,16 @@ from jaxrl_llm.default_config import (
   stored,
 )
 
+COSTLY = ('safe_rlhf', 'hc_rlhf', 'cgpo_crpg', 'cgpo_codpo', 'cgpo_crraft')
+ANCHORED = ('pairwise_ppo', 'cgpo_crpg', 'cgpo_crraft')
+
 
 def get_config(method: str = 'grpo') -> config_dict.ConfigDict:
   c = default_config(f'toy_{method}', method)
   c.model.name = 'tiny'
   c.steps = 60
-  c.optimizer = {r: adam(3e-3) for r in ('policy', 'critic', 'reward', 'prm')}
+  roles = ('policy', 'critic', 'cost_critic', 'reward', 'prm')
+  c.optimizer = {r: adam(3e-3) for r in roles}
   c.evaluation = dict(every=20, batch=16)
   c.source = sampled(16, 8, 16, 6)
   if method == 'remax':
@@ -44,4 +48,8 @@ def get_config(method: str = 'grpo') -> config_dict.ConfigDict:
     c.source.update(name='episode_pairs' if pairs else 'episodes', turn_length=6)
     c.task = dict(name='two_attempts', of=c.task.to_dict(), prompt='?')
     c.rewards = dict(second=dict(name='environment', weight=1.0))
+  if method in COSTLY:  # Of the letter a no more than a tenth of an answer.
+    c.costs = dict(a=dict(name='letter_share', letter='a', allowed=0.1, weight=1.0))
+  if method in ANCHORED:
+    c.source.anchor = True
   return c

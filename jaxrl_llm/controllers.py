@@ -1,8 +1,12 @@
 """What some methods carry from step to step, in `State.extra`: numbers that move."""
 
-import jax.numpy as jnp
+import math
+from typing import NamedTuple
 
-from jaxrl_llm.types import BG, Batch, InputError, Metrics, State
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrl_llm.types import BG, Array, Batch, InputError, Metrics, State
 
 
 def adaptive_kl(beta: float, target: float, horizon: float):
@@ -59,3 +63,59 @@ def observed(state: State, batch: Batch) -> State:
   added = (jnp.sum(x * batch.valid) for x in powers)
   moments = {name: state.extra[name] + x for name, x in zip(MOMENTS, added)}
   return state.replace(extra=state.extra | moments)
+
+
+class Pressure(NamedTuple):
+  """What a constraint asks for now, and the costs of the window it is judged by."""
+
+  multiplier: Array
+  mean: Array
+  std: Array
+
+
+def multiplier(
+  start: float,
+  rate: float,
+  *,
+  most: float,
+  threshold: float,
+  size: int,
+  delay: int = 0,
+  kappa: float = 0.0,
+):
+  """`(state, cost [B, G], valid) -> (state, Pressure)` by dual ascent, and its start.
+
+    log lambda <- min(log lambda + rate lambda (mean + kappa std - threshold), log most)
+
+  Mean and standard deviation (the sample's) are of all valid costs here, and of as many
+  before as make up `size`. lambda rests for the first `delay` steps, and at 0 for ever.
+  """
+  if start < 0 or most < start or size < 2:
+    raise InputError(
+      f'A multiplier from {start} to {most} over the last {size} costs: it starts at 0 '
+      'or above, ends at its start or above, and takes a window of at least 2.'
+    )
+
+  def moved(state: State, cost: BG, valid: BG) -> tuple[State, Pressure]:
+    costs, seen = latest(state.extra, cost, valid)
+    count = seen.sum()
+    mean = jnp.sum(seen * costs) / jnp.maximum(count, 1.0)
+    square = jnp.sum(seen * jnp.square(costs - mean))
+    std = jnp.sqrt(square / jnp.maximum(count - 1.0, 1.0))
+    log, excess = state.extra['log_multiplier'], mean + kappa * std - threshold
+    change = rate * jnp.exp(log) * excess * (state.step >= delay) * (count > 0)
+    log = jnp.minimum(log + change, jnp.log(most))
+    found = {'log_multiplier': log, 'costs': costs[:size], 'costs_seen': seen[:size]}
+    state = state.replace(extra=state.extra | found)
+    return state, Pressure(jnp.exp(log), mean, std)
+
+  born = {'log_multiplier': math.log(start) if start else -math.inf}
+  return moved, born | {'costs': np.zeros(size), 'costs_seen': np.zeros(size)}
+
+
+def latest(extra: dict, cost: BG, valid: BG) -> tuple[Array, Array]:
+  """Valid costs, the newest first, and 1 where there is one: a window, or the batch."""
+  costs = jnp.concatenate([cost.ravel(), extra['costs']])
+  seen = jnp.concatenate([valid.ravel(), extra['costs_seen']])
+  order = jnp.argsort(-seen, stable=True)[: max(cost.size, len(extra['costs']))]
+  return costs[order], seen[order]

@@ -31,7 +31,8 @@ def sampled(prompts: int, group: int, max_prompt: int, max_length: int) -> dict:
   """A source of fresh completions: prompts a batch, completions of each, tokens.
 
   `slots` is how many prompts decode at once, 0 all; `limit` is of until_mixed alone;
-  `greedy` is for remax; `filter` is one of filtration.py.
+  `greedy` and `anchor` score another completion too, the policy's likeliest and the
+  task's answer (ops/extras.py); `filter` is one of filtration.py.
   """
   return dict(
     name='on_policy',
@@ -47,6 +48,7 @@ def sampled(prompts: int, group: int, max_prompt: int, max_length: int) -> dict:
     top_p=1.0,
     min_p=0.0,
     greedy=False,
+    anchor=False,
     filter='',
   )
 

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from jaxrl_llm import (
+  beside,
   build,
   episodes,
   filtration,
@@ -28,8 +29,7 @@ from jaxrl_llm.rollout.stops import stop_strings
 from jaxrl_llm.types import Batch, InputError, State
 
 # Columns of the sample table, which a reward part cannot be called.
-RESERVED = ('prompt', 'completion', 'reward', 'step', 'split')
-
+RESERVED = ('prompt', 'completion', 'reward', 'cost', 'step', 'split')
 
 EPISODES = {
   'episodes': episodes.episodes,
@@ -58,10 +58,36 @@ def questions(config, decoder, model, text, mesh) -> Feed:
     text=text,
     record=task.train,
     reward=make_reward(config, task),
+    tell=make_tell(config, task),
     prompts=s.prompts,
     greedy=sampler(1, s.get('slots', 0)) if s.get('greedy') else None,
     options=warm,
   )
+  source = arranged(source, s)
+  score = held_out.make_held_out(
+    sampler(1, config.evaluation.batch), text, task, options=cold
+  )
+  found = examples.Data((), (), task.digest, task.report)
+  evaluate = lambda state: score(forward.policy(state))
+  return Feed(source, evaluate, found, extra=beside_reward(config))
+
+
+def beside_reward(config) -> dict[str, np.ndarray]:
+  """What a source of this config says beside the reward, as zeros."""
+  s = config.source
+  b, g = s.prompts, s.group
+  told = {
+    'greedy_reward': (s.get('greedy'), (b,)),
+    'anchor_reward': (s.get('anchor'), (b,)),
+    'cost': (config.get('costs'), (b, g)),
+    'feasible': (config.get('costs'), (b, g)),
+    'duel': (config.get('judge'), (b, g, g)),
+  }
+  return {k: np.zeros(shape, np.float32) for k, (there, shape) in told.items() if there}
+
+
+def arranged(source: sources.Source, s) -> sources.Source:
+  """What config.source asks for beyond the draw: mixed groups, filtration, trimming."""
   if s.name == 'until_mixed':
     source = sources.until_mixed(source, prompts=s.prompts, limit=s.limit)
   elif s.name != 'on_policy':
@@ -69,13 +95,7 @@ def questions(config, decoder, model, text, mesh) -> Feed:
     raise InputError(f'config.source.name={s.name!r}. ' + build.near(s.name, names))
   if s.get('filter'):
     source = filtration.filtered(source, s.filter)
-  source = sources.changed(source, lambda rows, *_: sources.trimmed(rows))
-  score = held_out.make_held_out(
-    sampler(1, config.evaluation.batch), text, task, options=cold
-  )
-  found = examples.Data((), (), task.digest, task.report)
-  extra = {'greedy_reward': np.zeros(s.prompts, np.float32)} if s.get('greedy') else {}
-  return Feed(source, lambda state: score(forward.policy(state)), found, extra=extra)
+  return sources.changed(source, lambda rows, *_: sources.trimmed(rows))
 
 
 def conversations(config, decoder, model, text, mesh) -> Feed:
@@ -120,6 +140,8 @@ def checked_task(config):
     )
   if s.get('greedy'):
     raise InputError('config.source.greedy: episodes have no greedy baseline; unset.')
+  if told := sorted(beside_reward(config)):
+    raise InputError(f'config: a source of episodes does not fill in {told}; unset.')
   return task
 
 
@@ -141,21 +163,41 @@ def sampling(config, decoder, model, text, mesh, max_length: int):
   return sampler, warm, functools.partial(options, temperature=0.0)
 
 
-def make_reward(config, task):
-  """config.rewards, part by part, as one weighted sum."""
+def make_reward(config, task, section: str = 'rewards'):
+  """config.rewards, or config.costs, part by part, as one weighted sum."""
   parts = {}
-  for key, options in config.rewards.to_dict().items():
-    where = f'config.rewards.{key}'
+  for key, options in config[section].to_dict().items():
+    where = f'config.{section}.{key}'
     if key in RESERVED:
       raise InputError(f'{where}: the sample table has a column {key!r}; rename it.')
     if not isinstance(options, dict) or 'name' not in options:
       raise InputError(f'{where}={options!r}; give name=..., weight=... and options.')
-    factory = build.find('jaxrl_llm.rewards', options.pop('name'), where)
     weight = options.pop('weight', 1.0)
-    if 'task' in build.signature(factory):
-      options['task'] = task
-    parts[key] = (weight, build.call(factory, options, where))
+    parts[key] = (weight, judging(options, task, where))
   return combine.weighted(parts)
+
+
+def judging(options: dict, task, where: str):
+  """{name: of a reward, its options} as a function; it gets the task if it asks."""
+  options = dict(options)
+  factory = build.find('jaxrl_llm.rewards', options.pop('name'), where)
+  if 'task' in build.signature(factory):
+    options['task'] = task
+  return build.call(factory, options, where)
+
+
+def make_tell(config, task) -> beside.Tell:
+  """What config.costs, config.judge and config.source.anchor say beside the reward."""
+  told = []
+  if config.get('costs'):
+    told.append(beside.costs(make_reward(config, task, 'costs')))
+  if config.source.get('anchor'):
+    told.append(beside.anchor(make_reward(config, task)))
+  if judge := config.get('judge'):
+    options = judge.to_dict()
+    both = options.pop('both_orders', False)
+    told.append(beside.duels(judging(options, task, 'config.judge'), both=both))
+  return beside.together(told)
 
 
 def completions(config, see, method, model, mesh) -> Feed:

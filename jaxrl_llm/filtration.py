@@ -45,6 +45,8 @@ def filtered(source: Source, kind: str) -> Source:
     kept = {k: vars(batch)[k] for k in whole}
     # Of a prompt [B], or of its completions [B, G, ...].
     extra = {k: pick(x) if x.ndim > 1 else x for k, x in batch.extra.items()}
+    if 'duel' in extra:  # Of two completions [B, G, G].
+      extra['duel'] = np.take_along_axis(extra['duel'], rows[:, None], 2)
     kept['extra'] = extra
     return jax.tree.map(pick, batch.replace(**dict.fromkeys(kept))).replace(**kept)
 

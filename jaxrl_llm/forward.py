@@ -31,6 +31,7 @@ SENSORS = {
   'logp': Sensor('params', 'policy', 'logp'),
   'entropy': Sensor('params', 'policy', 'entropy'),
   'value': Sensor('params', 'critic', 'value'),
+  'cost_value': Sensor('params', 'cost_critic', 'value'),
   'score': Sensor('params', 'reward', 'score'),
   'token_score': Sensor('params', 'reward', 'token_score'),
   'attributes': Sensor('params', 'reward', 'attributes'),
@@ -43,6 +44,7 @@ SENSORS = {
 OBSERVED = {
   'old_logp': 'logp',
   'old_value': 'value',
+  'old_cost_value': 'cost_value',
   'ref_logp': 'ref_logp',
   'dpo_logp': 'dpo_logp',
   'old_prm_logp': 'prm_logp',

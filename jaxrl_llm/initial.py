@@ -10,7 +10,8 @@ from jaxrl_llm.models import lora as adapters
 from jaxrl_llm.models.config import Lora
 from jaxrl_llm.types import InputError, Params, State
 
-SCORED = ('critic', 'reward')  # Roles with a head of scores for a vocabulary's.
+# Roles with a head of scores for a vocabulary's.
+SCORED = ('critic', 'cost_critic', 'reward')
 
 
 def lora(model) -> Lora | None:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from jaxrl_llm import types
+from jaxrl_llm import beside, types
 from jaxrl_llm.data.examples import Coded, Encoder, collate
 from jaxrl_llm.rewards.combine import Scorer
 from jaxrl_llm.rewards.sample import Sample
@@ -50,6 +50,7 @@ def on_policy(
   options: Callable[[int], draw.Options],
   policy=lambda state: state.params['policy'],
   greedy=None,
+  tell: beside.Tell = beside.nothing,
 ) -> Source:
   """Fresh completions of the current policy, scored.
 
@@ -64,6 +65,7 @@ def on_policy(
     policy: the state's parameters to sample with (forward.policy).
     greedy: a `sample` of one completion a prompt. Its likeliest completions are scored
       too: extra['greedy_reward'] [B] of the batch, for remax.
+    tell: what else is said of the completions (beside.py).
   """
 
   def source(state: State, step: int) -> Drawn:
@@ -73,27 +75,25 @@ def on_policy(
     ids = np.arange(step * prompts, (step + 1) * prompts, dtype=np.int32)
     key = jax.random.fold_in(state.key, step)
     how = options(prompts)
-    arrays = (tokens, length, ids, how)
-    rollout = jax.device_get(sample(policy(state), *arrays, key, state.step))
+    asked, weights = (tokens, length, ids), policy(state)
+    run = lambda fn, how: jax.device_get(fn(weights, *asked, how, key, state.step))
+    rollout = run(sample, how)
     check_finite(rollout, step)
     sampled = time.perf_counter()
     rows = to_samples(rollout, records, text)
     total, parts = reward(rows)
-    truncated = draw.truncates(how).any()
-    batch = to_batch(tokens, length, rollout, total, truncated=truncated)
-    metrics = describe(batch, parts)
+    more = tell(rows, rollout.length.shape)
+    cut = draw.truncates(how).any()
+    batch = to_batch(tokens, length, rollout, total, truncated=cut)
+    batch = batch.replace(extra=more.extra)
+    metrics = describe(batch, parts) | more.metrics
     if greedy:
       cold = how._replace(temperature=np.zeros_like(how.temperature))
-      arrays = (tokens, length, ids, cold)
-      alone = jax.device_get(greedy(policy(state), *arrays, key, state.step))
+      alone = run(greedy, cold)
       likeliest = reward(to_samples(alone, records, text))[0]
       batch, metrics = with_baseline(batch, metrics, alone, likeliest)
-    seconds = {
-      'seconds/rollout': sampled - start,
-      'seconds/reward': time.perf_counter() - sampled,
-    }
-    shown = [table_row(r, total[i], parts, i) for i, r in enumerate(rows)]
-    return Drawn(batch, metrics | seconds, shown)
+    shown = table(rows, total, parts | more.columns)
+    return Drawn(batch, metrics | seconds(start, sampled), shown)
 
   return source
 
@@ -270,8 +270,8 @@ def to_batch(
 
 def with_baseline(batch: Batch, metrics, greedy: Rollout, reward: np.ndarray):
   """The batch with the rewards [B] of greedy completions, and what these cost."""
-  batch = batch.replace(extra={'greedy_reward': reward.astype(np.float32)})
-  return batch, metrics | {
+  extra = batch.extra | {'greedy_reward': reward.astype(np.float32)}
+  return batch.replace(extra=extra), metrics | {
     'reward_greedy': float(reward.mean()),
     'tokens': metrics['tokens'] + float(greedy.length.sum()),
     'rollouts': metrics['rollouts'] + len(reward),
@@ -294,12 +294,16 @@ def describe(batch: Batch, parts: dict[str, np.ndarray]) -> dict[str, float]:
   }
 
 
-def table_row(sample: Sample, reward: float, parts, i: int) -> dict:
-  """A row of log.sample_table."""
-  scores = {name: float(x[i]) for name, x in parts.items()}
-  return {
-    'prompt': sample.prompt,
-    'completion': sample.completion,
-    'reward': float(reward),
-    **scores,
-  }
+def seconds(start: float, sampled: float) -> dict[str, float]:
+  """How long it took to sample, and from then until now to score."""
+  scoring = time.perf_counter() - sampled
+  return {'seconds/rollout': sampled - start, 'seconds/reward': scoring}
+
+
+def table(rows: Sequence[Sample], reward: np.ndarray, columns) -> list[dict]:
+  """The rows of log.sample_table."""
+  return [
+    {'prompt': row.prompt, 'completion': row.completion, 'reward': float(reward[i])}
+    | {name: float(x[i]) for name, x in columns.items()}
+    for i, row in enumerate(rows)
+  ]

@@ -74,6 +74,7 @@ class Batch:
   dpo_logp: BGT | None = None  # Of the frozen policy that rto takes rewards from.
   old_prm_logp: BGT | None = None  # Of the reward model that prime trains.
   old_value: BGT | None = None
+  old_cost_value: BGT | None = None  # Of the critic of costs (safe_rlhf).
   # Filled in by a method's `prepare`:
   advantage: Array | None = None  # [B, G, T], [B, G, 1] or [B, G].
   target: BGT | None = None  # Value target.
@@ -92,6 +93,7 @@ class Outputs:
   logp: BGT | None = None
   entropy: BGT | None = None
   value: BGT | None = None  # Before token t is seen.
+  cost_value: BGT | None = None  # As value, of what is to be paid.
   score: BG | None = None  # At the last token of the completion.
   token_score: BGT | None = None  # At each token, which is seen.
   attributes: Array | None = None  # [B, G, A], at the last token of the completion.
@@ -198,6 +200,7 @@ PER_TOKEN = (
   'dpo_logp',
   'old_prm_logp',
   'old_value',
+  'old_cost_value',
 )
 
 

@@ -18,8 +18,8 @@ from jaxrl_llm.types import InputError
 CONFIGS = sorted((runs.ROOT / 'configs').glob('[a-z]*.py'))
 CONFIGS.remove(runs.ROOT / 'configs/pipelines.py')
 METHODS = [m.name for m in pkgutil.iter_modules(methods.__path__)]
-# Two roles, two streams, no policy, another model, greedy completions, episodes.
-QUICK = ('ppo', 'kto', 'bradley_terry', 'rto', 'remax', 'refuel')
+# Two roles, two streams, no policy, another model, greedy completions, episodes, costs.
+QUICK = ('ppo', 'kto', 'bradley_terry', 'rto', 'remax', 'refuel', 'safe_rlhf')
 
 
 def loaded(path):
@@ -43,8 +43,8 @@ def test_a_config_is_plain_data_and_names_a_method(path):
       build.find(f'jaxrl_llm.{part.replace("task", "tasks")}', c[part].name, part)
 
 
-def test_there_are_thirty_one_methods():
-  assert len(METHODS) == 31
+def test_there_are_thirty_eight_methods():
+  assert len(METHODS) == 38
   assert set(QUICK) < set(METHODS)
 
 

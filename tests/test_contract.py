@@ -52,6 +52,13 @@ METHODS = {
   'prompt_gdro': {'prompts': 16, 'history': 4, 'count': 3},
   'refuel': {},
   'score_rl': {},
+  'safe_rlhf': {'window': 12},
+  'hc_rlhf': {'window': 12},
+  'think_rm_pairwise': {},
+  'pairwise_ppo': {},
+  'cgpo_crpg': {},
+  'cgpo_codpo': {},
+  'cgpo_crraft': {},
 }
 every_method = pytest.mark.parametrize('name', METHODS)
 

@@ -141,6 +141,13 @@ FIRST = {
   'rebel': dict(kl_ref_seq=0.0, margin=0.0),
   'remax': dict(kl_ref_seq=0.0),
   'prime': dict(prm_loss=np.log(2)),
+  'safe_rlhf': dict(kl_ref=0.0, kl_ref_seq=0.0),
+  'hc_rlhf': dict(kl_ref_seq=0.0),
+  'think_rm_pairwise': dict(kl_ref=0.0),
+  'pairwise_ppo': dict(kl_ref=0.0, kl_ref_seq=0.0),
+  'cgpo_crpg': dict(kl_ref_seq=0.0),
+  'cgpo_codpo': dict(margin=0.0),
+  'cgpo_crraft': dict(kl_ref_seq=0.0),
 }
 # Half the time to compile.
 QUICK = {'xla_backend_optimization_level': 0}
@@ -149,6 +156,8 @@ QUICK = {'xla_backend_optimization_level': 0}
 # Each reads the same sensors as another method.
 ALIKE = ('dr_grpo', 'dapo', 'cispo', 'orpo', 'two_grpo', 'gmpo', 'gpg', 'opo', 'sapo')
 ALIKE += ('raft', 'ma_rlhf', 'reinforce_pp_baseline', 'remax', 'prompt_gdro')
+ALIKE += ('hc_rlhf', 'think_rm_pairwise', 'pairwise_ppo')
+ALIKE += ('cgpo_crpg', 'cgpo_codpo', 'cgpo_crraft')
 
 
 @pytest.mark.parametrize('name', unless_slow(test_contract.METHODS, slow=ALIKE))
@@ -171,7 +180,7 @@ def test_every_method_trains_adapters_alone(name):
   decoders = {
     s.role: decoder.Decoder(
       model.config,
-      scores=int(s.role in ('critic', 'reward')),
+      scores=int(s.role in initial.SCORED),
       lora=None if s.tree == 'frozen' else low_rank,
     )
     for s in forward.SENSORS.values()
@@ -192,7 +201,7 @@ def test_every_method_trains_adapters_alone(name):
   low = {('layers', f'{m}_lora_{x}') for m in 'qv' for x in 'ab'}
   assert state.params.keys() == roles['params']
   for role, tree in state.params.items():
-    scores = {('scores',)} if role in ('critic', 'reward') else set()
+    scores = {('scores',)} if role in initial.SCORED else set()
     assert flat(tree).keys() == low | scores
     moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), tree, first.params[role])
     assert min(jax.tree.leaves(moved)) > 1e-4

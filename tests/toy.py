@@ -68,6 +68,7 @@ def tables(seed, scale=0.5):
   rng = np.random.default_rng(seed)
   draw = lambda *shape: jnp.asarray(scale * rng.normal(size=shape), jnp.float32)
   names = {'policy': (V, V), 'critic': (V,), 'reward': (V,), 'prm': (V, V)}
+  names |= {'cost_critic': (V,)}
   return {name: draw(*shape) for name, shape in names.items()}
 
 
@@ -96,8 +97,12 @@ def batch(seed=0, g=G) -> Batch:
   )
   reward = np.sign(rng.normal(size=(B, g))).astype(np.float32)
   extra = {
-    'greedy_reward': np.sign(rng.normal(size=B)).astype(np.float32),
-    'first': rng.integers(0, 2, (B, g)).astype(np.float32),
-    'turn': (1 + (np.arange(T) > 2)) * np.asarray(made.mask, np.int32),
+    'greedy_reward': np.sign(rng.normal(size=B)),
+    'anchor_reward': rng.normal(size=B),
+    'cost': rng.uniform(-0.3, 0.3, (B, g)),
+    'feasible': (rng.random((B, g)) > 0.2) * 1.0,
+    'first': rng.integers(0, 2, (B, g)),
   }
+  extra = {k: x.astype(np.float32) for k, x in extra.items()}
+  extra['turn'] = (1 + (np.arange(T) > 2)) * np.asarray(made.mask, np.int32)
   return jax.tree.map(jnp.asarray, made.replace(reward=reward, extra=extra))

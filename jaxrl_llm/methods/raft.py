@@ -6,9 +6,8 @@ The first of the best where several are. This is SuperHF without its KL prior, a
 code has it by default; that prior reads whole distributions.
 """
 
-import jax.numpy as jnp
-
 from jaxrl_llm.methods.sft import sft
+from jaxrl_llm.ops import sequences
 from jaxrl_llm.types import Method
 
 
@@ -16,9 +15,7 @@ def raft() -> Method:
   """What is not the best of its group is not valid."""
 
   def prepare(state, batch):
-    score = jnp.where(batch.valid > 0, batch.reward, -jnp.inf)
-    best = jnp.arange(score.shape[1])[None] == score.argmax(1, keepdims=True)
-    kept = batch.valid * best
+    kept = sequences.best(batch.reward, batch.valid)
     return state, batch.replace(valid=kept, mask=batch.mask * kept[..., None])
 
   return sft()._replace(prepare=prepare)

@@ -10,20 +10,16 @@ names none; discount is left at 1.
 """
 
 from jaxrl_llm.methods.reinforce import reinforce
-from jaxrl_llm.ops import kl, weights
-from jaxrl_llm.types import InputError, Method
+from jaxrl_llm.ops import extras, kl, weights
+from jaxrl_llm.types import Method
 
 
 def remax(*, beta: float = 0.05, aggregate=weights.token_mean) -> Method:
   """With `beta` 0 the reference is neither needed nor run."""
 
   def prepare(state, batch):
-    if 'greedy_reward' not in batch.extra:
-      raise InputError(
-        'remax: the baseline is the reward of a greedy completion. Set '
-        'config.source.greedy=True.'
-      )
-    gain = (batch.reward - batch.extra['greedy_reward'][:, None]) * batch.valid
+    likeliest = extras.read(batch, 'greedy_reward', 'remax')
+    gain = (batch.reward - likeliest[:, None]) * batch.valid
     adv = gain[..., None] * batch.mask
     if beta:
       paid, batch = kl.paid(batch)

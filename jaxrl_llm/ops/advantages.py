@@ -8,7 +8,7 @@ rounding does to its mean.
 import jax
 import jax.numpy as jnp
 
-from jaxrl_llm.types import BG, BGT, InputError
+from jaxrl_llm.types import BG, BGT, Array, InputError
 
 
 def none(reward: BG, valid: BG) -> BG:
@@ -46,6 +46,26 @@ def pair_sign(reward: BG, valid: BG) -> BG:
       'config.source.group=2.'
     )
   return jnp.sign(reward - reward[:, ::-1]) * valid.prod(1, keepdims=True)
+
+
+def batch_mean(reward: BG, valid: BG) -> BG:
+  """Reward minus the mean reward of all completions."""
+  mean = jnp.sum(reward * valid) / jnp.maximum(valid.sum(), 1.0)
+  return (reward - mean) * valid
+
+
+def of_duels(duel: Array, valid: BG, *, eps: float = 1e-6) -> BG:
+  """(1/G) sum_j d_ij / sqrt(sum_ij d_ij^2 / (2 G (G - 1)) + eps), of d [B, G, G].
+
+  The mean by which i beats the others and itself. Where d_ij = R_i - R_j it is
+  `group_norm` with the sample's deviation, but for where eps stands.
+  """
+  check_group(valid)
+  d = duel * valid[:, :, None] * valid[:, None]
+  count = valid.sum(1, keepdims=True)
+  pairs = jnp.maximum(2.0 * count * (count - 1.0), 1.0)
+  square = jnp.square(d).sum((1, 2))[:, None] / pairs
+  return d.sum(2) / jnp.maximum(count, 1.0) * jax.lax.rsqrt(square + eps)
 
 
 def tied(reward: BG, valid: BG) -> BG:

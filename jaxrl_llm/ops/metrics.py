@@ -18,6 +18,11 @@ def kl_paid(batch: Batch) -> Metrics:
   return {'kl_ref_seq': average(batch.extra['kl'], batch.seq_weight)}
 
 
+def multiplier(batch: Batch) -> Metrics:
+  """The multiplier of a constraint, which `prepare` put into extra, [B]."""
+  return {'multiplier': average(batch.extra['multiplier'], batch.seq_weight.sum(1))}
+
+
 def ratios(ratio: Array, hit: Array, weight: Array) -> Metrics:
   """pi / pi_old, of tokens or of completions, and where a clip `hit` it."""
   return {

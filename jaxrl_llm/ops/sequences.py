@@ -36,6 +36,12 @@ def at_last(x: BG, mask: BGT) -> BGT:
   return jnp.where((mask > 0) & (remaining == 1), x[..., None], 0.0)
 
 
+def best(score: BG, among: BG) -> BG:
+  """1 for the first of those with the highest score, 0 elsewhere; `among` is 1 or 0."""
+  top = jnp.where(among > 0, score, -jnp.inf).argmax(1, keepdims=True)
+  return among * (jnp.arange(score.shape[1])[None] == top)
+
+
 def log_odds(logp: Array) -> Array:
   """log(p / (1 - p)) from log p, stable for p near 0 and near 1.
 

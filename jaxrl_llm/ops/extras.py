@@ -1,0 +1,43 @@
+"""What some methods want to know of completions beside their reward."""
+
+import jax
+import jax.numpy as jnp
+
+from jaxrl_llm.types import BG, Array, Batch, InputError
+
+COSTS = 'Give a section config.costs, in the form of config.rewards.'
+# Of Batch.extra: what it is, and what to do where it is not there.
+KNOWN = {
+  'cost': ('the cost of each completion', COSTS),
+  'feasible': ('whether each completion keeps all constraints', COSTS),
+  'greedy_reward': (
+    'the reward of a greedy completion as a baseline',
+    'Set config.source.greedy=True.',
+  ),
+  'anchor_reward': (
+    "the reward of the task's own answer",
+    'Set config.source.anchor=True.',
+  ),
+}
+
+
+def read(batch: Batch, name: str, method: str) -> Array:
+  """batch.extra[name], with 0 in rows that are not valid; its lack is an InputError."""
+  if name not in batch.extra:
+    what, remedy = KNOWN[name]
+    raise InputError(f'{method}: it needs {what}. {remedy}')
+  found = batch.extra[name]
+  return jnp.where(batch.valid > 0, found, 0.0) if found.ndim > 1 else found
+
+
+def calibrated(batch: Batch, anchor: str, method: str) -> BG:
+  """sigmoid(R - R'), R' the reward of the prompt's answer or of a greedy completion.
+
+  Args:
+    anchor: 'answer' or 'greedy'.
+  """
+  names = {'answer': 'anchor_reward', 'greedy': 'greedy_reward'}
+  if anchor not in names:
+    raise InputError(f"{method}: anchor={anchor!r}; give 'answer' or 'greedy'.")
+  other = read(batch, names[anchor], method)
+  return jax.nn.sigmoid(batch.reward - other[:, None]) * batch.valid
