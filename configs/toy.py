@@ -19,6 +19,8 @@ def get_config(method: str = 'grpo') -> config_dict.ConfigDict:
   c.source = sampled(16, 8, 16, 6)
   if method == 'remax':
     c.source.greedy = True
+  if method == 'grpo_care':
+    c.source.answer = 'whole'  # Letters stand without tags, or reasoning.
   if method in ('two_grpo', 'rebel'):
     c.source.group = 2
   if method == 'rto':

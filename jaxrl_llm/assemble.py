@@ -121,7 +121,7 @@ def make_decoders(config, model, mesh, adapters) -> dict[str, Decoder]:
       config.model.remat,
       scores=int(s.role in initial.SCORED),
       spread=sharding.constrain(mesh),
-      lora=None if s.tree == 'frozen' else adapters,
+      lora=adapters if s.tree == 'params' or s.role in initial.ADAPTED else None,
     )
     for s in forward.SENSORS.values()
   }
@@ -193,7 +193,7 @@ def roles(config, method: Method) -> dict[str, set[str]]:
 def other_models(config, model, frozen) -> dict[str, pretrained.Pretrained]:
   """The models of frozen roles that are not the policy at its birth."""
   found = {}
-  for role in sorted(frozen - {'ref'}):
+  for role in sorted(frozen - {*initial.BORN}):
     if not (name := config.model.get(role)):
       raise InputError(
         f'{config.method.name} needs config.model.{role}, a model by name or folder '
@@ -239,5 +239,15 @@ def specimen(config, source: sources.Source, state: State) -> types.Batch:
     behavior_logp=zeros,
     kept_mass=zeros if draw.truncates(how).any() else None,
     order=order,
-    extra={'greedy_reward': zeros[:, 0, 0]} if s.get('greedy') else {},
+    extra=told(s, zeros),
   )
+
+
+def told(source, zeros) -> dict[str, np.ndarray]:
+  """What a source puts into Batch.extra, of zeros [B, G, T]."""
+  found = {
+    'greedy': ('greedy_reward', zeros[:, 0, 0]),
+    'accuracy': ('accuracy', zeros[..., 0]),
+    'answer': ('answer', zeros),
+  }
+  return dict(x for option, x in found.items() if source.get(option))

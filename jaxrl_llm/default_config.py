@@ -31,7 +31,8 @@ def sampled(prompts: int, group: int, max_prompt: int, max_length: int) -> dict:
   """A source of fresh completions: prompts a batch, completions of each, tokens.
 
   `slots` is how many prompts decode at once, 0 all; `limit` is of until_mixed alone;
-  `greedy` is for remax; `filter` is one of filtration.py.
+  `greedy` is for remax; `filter` is one of filtration.py; `answer` (answers.py) and
+  `accuracy`, a name of config.rewards, are for grpo_care.
   """
   return dict(
     name='on_policy',
@@ -48,6 +49,8 @@ def sampled(prompts: int, group: int, max_prompt: int, max_length: int) -> dict:
     min_p=0.0,
     greedy=False,
     filter='',
+    answer='',
+    accuracy='',
   )
 
 

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from jaxrl_llm import (
+  answers,
   build,
   filtration,
   forward,
@@ -63,6 +64,7 @@ def questions(config, decoder, model, text, mesh) -> Feed:
     reward=make_reward(config, task),
     prompts=s.prompts,
     greedy=sampler(1, s.get('slots', 0)) if s.get('greedy') else None,
+    accuracy=part_name(config, 'accuracy'),
     options=functools.partial(options, temperature=s.temperature, **draw.truncation(s)),
   )
   if s.name == 'until_mixed':
@@ -75,12 +77,23 @@ def questions(config, decoder, model, text, mesh) -> Feed:
   if s.get('filter'):
     source = filtration.filtered(source, s.filter)
   source = sources.changed(source, lambda rows, *_: sources.trimmed(rows))
+  if s.get('answer'):
+    source = answers.answered(source, s.answer, text.decode)
   cold = functools.partial(options, temperature=0.0)
   score = held_out.make_held_out(
     sampler(1, config.evaluation.batch), text, task, options=cold
   )
   found = examples.Data((), (), task.digest, task.report)
   return Feed(source, lambda state: score(forward.policy(state)), found)
+
+
+def part_name(config, option: str) -> str:
+  """config.source's option that names a part of the reward, if it is set."""
+  name = config.source.get(option, '')
+  if name and name not in config.rewards:
+    where = f'config.source.{option}={name!r}'
+    raise InputError(f'{where}. {build.near(name, config.rewards)}')
+  return name
 
 
 def make_reward(config, task):

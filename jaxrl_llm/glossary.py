@@ -22,6 +22,8 @@ GLOSSARY: dict[str, str] = {
   'clipped': 'Share of tokens or completions whose gradient the clip removes or caps.',
   'kl_ref': 'KL from the policy to the reference by k3, in nats per token.',
   'kl_ref_seq': 'log pi / ref summed over a completion, mean, in nats per completion.',
+  'care_bonus': 'Mean bonus of completions for an answer that follows from reasoning.',
+  'answer_likelihood': "Mean probability of an answer's tokens to the slow average.",
   'gdro_loss/': 'Mean loss of the prompts of one difficulty bin; 0 is the hardest.',
   'entropy': "Mean entropy of the policy's next token, in nats.",
   'entropy_coef': 'Coefficient of the entropy bonus in this step.',

@@ -50,6 +50,7 @@ def on_policy(
   options: Callable[[int], draw.Options],
   policy=lambda state: state.params['policy'],
   greedy=None,
+  accuracy: str = '',
 ) -> Source:
   """Fresh completions of the current policy, scored.
 
@@ -64,6 +65,7 @@ def on_policy(
     policy: the state's parameters to sample with (forward.policy).
     greedy: a `sample` of one completion a prompt. Its likeliest completions are scored
       too: extra['greedy_reward'] [B] of the batch, for remax.
+    accuracy: the part of the reward that is extra['accuracy'] [B, G], if any.
   """
 
   def source(state: State, step: int) -> Drawn:
@@ -81,6 +83,8 @@ def on_policy(
     total, parts = reward(rows)
     truncated = draw.truncates(how).any()
     batch = to_batch(tokens, length, rollout, total, truncated=truncated)
+    if accuracy:
+      batch = with_extra(batch, 'accuracy', parts[accuracy].reshape(batch.length.shape))
     metrics = describe(batch, parts)
     if greedy:
       cold = how._replace(temperature=np.zeros_like(how.temperature))
@@ -267,10 +271,14 @@ def to_batch(
   )
 
 
+def with_extra(batch: Batch, name: str, x: np.ndarray) -> Batch:
+  """The batch with `x` as one more of `extra`."""
+  return batch.replace(extra=batch.extra | {name: np.float32(x)})
+
+
 def with_baseline(batch: Batch, metrics, greedy: Rollout, reward: np.ndarray):
   """The batch with the rewards [B] of greedy completions, and what these cost."""
-  batch = batch.replace(extra={'greedy_reward': reward.astype(np.float32)})
-  return batch, metrics | {
+  return with_extra(batch, 'greedy_reward', reward), metrics | {
     'reward_greedy': float(reward.mean()),
     'tokens': metrics['tokens'] + float(greedy.length.sum()),
     'rollouts': metrics['rollouts'] + len(reward),

@@ -73,6 +73,7 @@ class Batch:
   ref_logp: BGT | None = None
   dpo_logp: BGT | None = None  # Of the frozen policy that rto takes rewards from.
   old_prm_logp: BGT | None = None  # Of the reward model that prime trains.
+  ema_logp: BGT | None = None  # Of the average of past policies (controllers.follow).
   old_value: BGT | None = None
   # Filled in by a method's `prepare`:
   advantage: Array | None = None  # [B, G, T], [B, G, 1] or [B, G].
@@ -98,6 +99,7 @@ class Outputs:
   ref_logp: BGT | None = None
   dpo_logp: BGT | None = None
   prm_logp: BGT | None = None
+  ema_logp: BGT | None = None
   aux: 'Outputs | None' = None
 
 
@@ -116,7 +118,7 @@ class State:
   skipped: Array
   params: Params
   opt_state: Any
-  frozen: Params  # Reference policy, reward model: carried, never updated here.
+  frozen: Params  # Reference policy, reward model: moved by no gradient.
   extra: dict[str, Array]  # A method's own controllers, e.g. an adaptive beta.
   key: Array
 
@@ -197,6 +199,7 @@ PER_TOKEN = (
   'ref_logp',
   'dpo_logp',
   'old_prm_logp',
+  'ema_logp',
   'old_value',
 )
 

@@ -50,6 +50,7 @@ METHODS = {
   'rto': {},
   'prime': {},
   'prompt_gdro': {'prompts': 16, 'history': 4, 'count': 3},
+  'grpo_care': {},
 }
 every_method = pytest.mark.parametrize('name', METHODS)
 

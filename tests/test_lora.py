@@ -164,7 +164,7 @@ def test_every_method_trains_adapters_alone(name):
   tx = optax.adam(1e-2)
   roles = forward.roles(assemble.all_needs(method))
   mesh = sharding.make_mesh(fsdp=1)
-  others = {role: model for role in roles['frozen'] - {'ref'}}
+  others = {role: model for role in roles['frozen'] - {*initial.BORN}}
   state = initial.state(
     model, roles, tx, mesh, lora=low_rank, others=others, extra=method.extra, seed=0
   )
@@ -172,7 +172,7 @@ def test_every_method_trains_adapters_alone(name):
     s.role: decoder.Decoder(
       model.config,
       scores=int(s.role in ('critic', 'reward')),
-      lora=None if s.tree == 'frozen' else low_rank,
+      lora=low_rank if s.tree == 'params' or s.role in initial.ADAPTED else None,
     )
     for s in forward.SENSORS.values()
   }
@@ -186,7 +186,8 @@ def test_every_method_trains_adapters_alone(name):
   for _ in range(2):
     state, _ = update(state, toy.batch())
   assert int(state.applied) == 3
-  assert first.frozen.keys() == {'base', *others}
+  followers = roles['frozen'] & {*initial.ADAPTED}
+  assert first.frozen.keys() == {'base', *others, *followers}
   jax.tree.map(np.testing.assert_array_equal, state.frozen['base'], base)
   flat = flax.traverse_util.flatten_dict
   low = {('layers', f'{m}_lora_{x}') for m in 'qv' for x in 'ab'}
