@@ -32,7 +32,9 @@ def sampled(prompts: int, group: int, max_prompt: int, max_length: int) -> dict:
 
   `slots` is how many prompts decode at once, 0 all; `limit` is of until_mixed alone;
   `greedy` is for remax; `filter` is one of filtration.py; `answer` (answers.py) and
-  `accuracy`, a name of config.rewards, are for grpo_care.
+  `accuracy`, a name of config.rewards, are for grpo_care. `hints` is how many of each
+  category a question that nobody solves gets (scaffold.py), 0 none, after this share
+  of the steps.
   """
   return dict(
     name='on_policy',
@@ -51,6 +53,8 @@ def sampled(prompts: int, group: int, max_prompt: int, max_length: int) -> dict:
     filter='',
     answer='',
     accuracy='',
+    hints=0,
+    hints_after=0.15,
   )
 
 

@@ -14,6 +14,7 @@ from jaxrl_llm import (
   forward,
   packing,
   reference,
+  scaffold,
   sharding,
   sources,
   step,
@@ -56,17 +57,33 @@ def questions(config, decoder, model, text, mesh) -> Feed:
     place=lambda arrays: sharding.put_batch(arrays, mesh),
   )
   options = functools.partial(draw.options, max_length=s.max_length, stop_ids=stops)
-  source = sources.on_policy(
-    sample=sampler(s.group, s.get('slots', 0)),
+  slots = s.get('slots', 0)
+  ask = scaffold.Ask(
+    sample=sampler(1, slots * s.group),
     policy=forward.policy,
     text=text,
     record=task.train,
     reward=make_reward(config, task),
-    prompts=s.prompts,
-    greedy=sampler(1, s.get('slots', 0)) if s.get('greedy') else None,
     accuracy=part_name(config, 'accuracy'),
     options=functools.partial(options, temperature=s.temperature, **draw.truncation(s)),
   )
+  source = sources.on_policy(
+    **ask._asdict() | {'sample': sampler(s.group, slots)},
+    prompts=s.prompts,
+    greedy=sampler(1, slots) if s.get('greedy') else None,
+  )
+  source = shaped(source, config, ask)
+  cold = functools.partial(options, temperature=0.0)
+  score = held_out.make_held_out(
+    sampler(1, config.evaluation.batch), text, task, options=cold
+  )
+  found = examples.Data((), (), task.digest, task.report)
+  return Feed(source, lambda state: score(forward.policy(state)), found)
+
+
+def shaped(source: sources.Source, config, ask: scaffold.Ask) -> sources.Source:
+  """What config.source does with the groups that were drawn."""
+  s = config.source
   if s.name == 'until_mixed':
     source = sources.until_mixed(source, prompts=s.prompts, limit=s.limit)
   elif s.name != 'on_policy':
@@ -74,17 +91,19 @@ def questions(config, decoder, model, text, mesh) -> Feed:
       f'config.source.name={s.name!r}. '
       + build.near(s.name, ('on_policy', 'until_mixed'))
     )
+  if s.get('hints'):
+    if not any(ask.record(i).hints for i in range(16)):
+      raise InputError(
+        f'config.source.hints={s.hints}: task {config.task.name} has no hints.'
+      )
+    first = round(s.hints_after * config.steps)
+    source = scaffold.scaffolded(source, ask, levels=s.hints, first=first)
   if s.get('filter'):
     source = filtration.filtered(source, s.filter)
   source = sources.changed(source, lambda rows, *_: sources.trimmed(rows))
   if s.get('answer'):
-    source = answers.answered(source, s.answer, text.decode)
-  cold = functools.partial(options, temperature=0.0)
-  score = held_out.make_held_out(
-    sampler(1, config.evaluation.batch), text, task, options=cold
-  )
-  found = examples.Data((), (), task.digest, task.report)
-  return Feed(source, lambda state: score(forward.policy(state)), found)
+    source = answers.answered(source, s.answer, ask.text.decode)
+  return source
 
 
 def part_name(config, option: str) -> str:

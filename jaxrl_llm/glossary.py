@@ -7,6 +7,8 @@ GLOSSARY: dict[str, str] = {
   'reward_std': 'Standard deviation of the reward within a group, mean over groups.',
   'reward_greedy': "Mean reward of the policy's greedy completions, remax's baseline.",
   'groups_tied': 'Share of groups whose rewards are all equal: they teach nothing.',
+  'groups_hard': 'Share of groups without one right completion.',
+  'groups_rescued': 'Share of groups where a hinted completion replaced a failed one.',
   'length': 'Mean length of a completion, in tokens, the stop token included.',
   'truncated': 'Share of completions that ended for want of room.',
   'tokens': 'Completion tokens of this step, those thrown away included.',

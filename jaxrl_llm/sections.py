@@ -36,6 +36,7 @@ NOT_NEGATIVE = (
   'plan.pack',
   'source.bucket',
   'source.slots',
+  'source.hints',
   'model.lora.rank',
 )
 

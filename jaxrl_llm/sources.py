@@ -71,12 +71,11 @@ def on_policy(
   def source(state: State, step: int) -> Drawn:
     start = time.perf_counter()
     records = [record(i) for i in range(step * prompts, (step + 1) * prompts)]
-    tokens, length = pad([text.encode(r.messages) for r in records], text.max_prompt)
     ids = np.arange(step * prompts, (step + 1) * prompts, dtype=np.int32)
     key = jax.random.fold_in(state.key, step)
     how = options(prompts)
-    arrays = (tokens, length, ids, how)
-    rollout = jax.device_get(sample(policy(state), *arrays, key, state.step))
+    asked = (records, text, policy(state), ids)
+    tokens, length, rollout = completed(sample, *asked, how, key, state.step)
     check_finite(rollout, step)
     sampled = time.perf_counter()
     rows = to_samples(rollout, records, text)
@@ -88,8 +87,7 @@ def on_policy(
     metrics = describe(batch, parts)
     if greedy:
       cold = how._replace(temperature=np.zeros_like(how.temperature))
-      arrays = (tokens, length, ids, cold)
-      alone = jax.device_get(greedy(policy(state), *arrays, key, state.step))
+      alone = completed(greedy, *asked, cold, key, state.step)[2]
       likeliest = reward(to_samples(alone, records, text))[0]
       batch, metrics = with_baseline(batch, metrics, alone, likeliest)
     seconds = {
@@ -206,6 +204,13 @@ def host_rng(state: State, step: int) -> np.random.Generator:
   return np.random.default_rng([*np.asarray(jax.random.key_data(state.key)), step])
 
 
+def completed(sample, records, text: Text, params, ids, how, key, version):
+  """The prompts of records [N, P], their lengths, and the `Rollout` of `sample`."""
+  tokens, length = pad([text.encode(r.messages) for r in records], text.max_prompt)
+  rollout = sample(params, tokens, length, ids, how, key, version)
+  return tokens, length, jax.device_get(rollout)
+
+
 def pad(rows: Sequence[Sequence[int]], width: int) -> tuple[np.ndarray, np.ndarray]:
   """Token lists to ([N, width] int32 right-padded with 0, lengths [N])."""
   length = np.array([len(r) for r in rows], np.int32)
@@ -228,6 +233,9 @@ def trimmed(batch: Batch) -> Batch:
   t = types.bucket(batch.length.max(), batch.completions.shape[-1])
   sampled = ('completions', 'mask', 'behavior_logp', 'kept_mass')
   cut = {k: x[..., :t] for k in sampled if (x := vars(batch)[k]) is not None}
+  if batch.row_prompt is not None:
+    own = types.bucket(batch.row_prompt_length.max(), batch.row_prompt.shape[-1])
+    cut['row_prompt'] = batch.row_prompt[..., :own]
   return batch.replace(prompts=batch.prompts[:, :p], **cut)
 
 

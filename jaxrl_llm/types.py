@@ -210,13 +210,18 @@ def check(batch: Batch) -> None:
   chex.assert_shape(batch.prompts, (b, None))
   shapes = {
     (b,): ('prompt_length', 'prompt_id'),
-    (b, g): ('length', 'valid', 'truncated', 'temperature', 'reward'),
+    (b, g): (
+      *('length', 'valid', 'truncated', 'temperature', 'reward'),
+      'row_prompt_length',
+    ),
     (b, g, t): ('mask', *PER_TOKEN),
   }
   for shape, names in shapes.items():
     for name in names:
       if (x := getattr(batch, name)) is not None and x.shape != shape:
         raise ValueError(wrong(name, x, shape, batch))
+  if batch.row_prompt is not None:
+    chex.assert_shape(batch.row_prompt, (b, g, None))
   x = batch.advantage
   if x is not None and x.shape not in ((b, g), (b, g, 1), (b, g, t)):
     due = f'{(b, g, t)}, {(b, g, 1)} or {(b, g)}'

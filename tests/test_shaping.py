@@ -15,13 +15,17 @@ from jaxrl_llm import (
   build,
   controllers,
   filtration,
+  forward,
+  scaffold,
   sharding,
   types,
 )
 from jaxrl_llm.models import pretrained
+from jaxrl_llm.models.decoder import Decoder
 from jaxrl_llm.ops import care
 from jaxrl_llm.sources import Drawn
 from jaxrl_llm.step import clean
+from jaxrl_llm.tasks import arithmetic, questions, records
 from jaxrl_llm.types import InputError
 
 method = build.method
@@ -268,3 +272,181 @@ def test_grpo_care_by_flag(rank):
 def test_the_accuracy_must_be_a_part_of_the_reward():
   with pytest.raises(InputError, match=r"config.source.accuracy='earl'.*'early'"):
     assemble.assemble(runs.config('grpo_care', source=dict(accuracy='earl')))
+
+
+# ---- Scaf-GRPO -----------------------------------------------------------------------
+
+
+def scaffolding(**source):
+  """Sums, of which nothing that a random model says is right, with hints."""
+  c = runs.config(source=dict(hints=4, hints_after=0.0, max_prompt=128) | source)
+  c.task = dict(name='arithmetic', low=10, high=99, test_size=8, seed=0)
+  c.method.beta = 0.0
+  c.rewards = dict(right=dict(name='test_shaping.helped', weight=1.0))
+  c.steps = 20
+  return c
+
+
+def helped():
+  """1 where the prompt holds the second hint of the plan, or an 'R' comes first."""
+  told = lambda text: 'Planning hints' in text and 'Add' in text
+  return lambda s: float(told(s.prompt) or s.completion[:1] == 'R')
+
+
+def test_the_hints_of_a_sum_by_hand():
+  """17 + 25 * 3 - 4, worked from left to right after the product, in tens and ones."""
+  got = arithmetic.hints([17, 25, 3, 4], ['+', '*', '-'])
+  assert got == {
+    'knowledge': [
+      'Multiply before you add or subtract.',
+      'Work from left to right.',
+      'Take the tens first, then the ones.',
+    ],
+    'planning': [
+      *('Multiply 25 by 3.', 'Start with 17.', 'Add 70.', 'Add 5.'),
+      'Subtract 4.',
+    ],
+    'solution': [
+      *('25 * 3 = 75.', '17 + 70 = 87.', '87 + 5 = 92.'),
+      'What is left is 92 - 4.',
+    ],
+  }
+  assert arithmetic.hints([3, 4], ['-'])['solution'] == ['What is left is 3 - 4.']
+
+
+@pytest.mark.parametrize('terms', [2, 4])
+def test_hints_lead_to_the_answer_and_do_not_say_it(terms):
+  task = arithmetic.arithmetic(low=-20, high=99, operations='+-*', terms=terms)
+  for i in range(50):
+    record = task.train(i)
+    *steps, last = record.hints['solution']
+    whole = last.removeprefix('What is left is ').removesuffix('.')
+    assert eval(whole) == int(record.answer)
+    assert '=' not in last and all(s.count('=') == 1 for s in steps)
+
+
+def test_the_hints_of_a_worked_solution():
+  """GSM8K's form: no calculator marks, no sentence that says the answer."""
+  text = (
+    'She sold 48/2 = <<48/2=24>>24 clips in May.\nTom has 3. He ate one! '
+    'Together that is 72, or so.\nSo 48+24 = <<48+24=72>>72 clips.\n#### 72'
+  )
+  want = ['She sold 48/2 = 24 clips in May.', 'Tom has 3.', 'He ate one!']
+  assert questions.worked(text, '72') == want
+  assert questions.worked(text, '72', 2) == [' '.join(want[:2]), want[2]]
+  assert questions.worked('72', '72') == []
+
+
+def test_hinted_prompts_go_from_the_least_help_to_the_most():
+  """Levels of a category add up; no category is made up; the system prompt stays."""
+  hints = {'solution': ['S1', 'S2', 'S3'], 'knowledge': ['K1']}
+  ask = records.chat('Why?', system='Think.')
+  record = records.Record(3, ask, '7', {}, hints)
+  asked = scaffold.hinted(record, 2)
+  assert [r.messages[1]['content'] for r in asked] == [
+    'Question: Why?\nKnowledge hints: K1',
+    'Question: Why?\nSolution hints: S1',
+    'Question: Why?\nSolution hints: S1 S2',
+  ]
+  assert all(r.messages[0] == ask[0] and r.answer == '7' for r in asked)
+  assert record.messages == ask
+
+
+def test_a_hinted_row_takes_the_place_of_a_failed_one():
+  """A binary group then pays exactly 1, under the first level of its plan that helps;
+  what no hint helps is left as it was.
+  """
+  run = runs.assembled(scaffolding())
+  plain = runs.assembled(scaffolding(hints=0)).source(run.state, 5)
+  drawn = run.source(run.state, 5)
+  batch, before = drawn.batch, plain.batch
+  hard = before.reward.max(1) == 0
+  assert hard.sum() >= 4
+  dead = [int(i) for i in batch.prompt_id[hard]]
+  task = build.made('jaxrl_llm.tasks', scaffolding().task.to_dict(), 'task')
+  adds = [any('Add' in p for p in task.train(i).hints['planning']) for i in dead]
+  np.testing.assert_array_equal(batch.reward[hard].sum(1), adds)
+  assert sum(adds) > 0
+  np.testing.assert_array_equal(batch.reward[hard][:, 0], adds)
+  np.testing.assert_array_equal(batch.reward[~hard], before.reward[~hard])
+  np.testing.assert_array_equal(batch.behavior_logp[:, 1:], before.behavior_logp[:, 1:])
+  # Its own prompt says the hint, and all others say what they said.
+  decode = pretrained.load('tiny').tokenizer.decode
+  said = lambda b, g: decode(batch.row_prompt[b, g, : batch.row_prompt_length[b, g]])
+  for b in np.flatnonzero(hard):
+    asked = task.train(int(batch.prompt_id[b])).messages[-1]['content']
+    plan = task.train(int(batch.prompt_id[b])).hints['planning'][:4]
+    least = next((i for i, p in enumerate(plan) if 'Add' in p), None)
+    if least is None:
+      assert said(b, 0) == asked + '\n'
+    else:
+      hints = ' '.join(plan[: least + 1])
+      assert said(b, 0) == f'Question: {asked}\nPlanning hints: {hints}\n'
+    assert said(b, 1) == asked + '\n'
+  # What it cost: every hinted prompt is one more rollout.
+  count = sum(len(scaffold.hinted(task.train(i), 4)) for i in dead)
+  assert drawn.metrics['rollouts'] == plain.metrics['rollouts'] + count
+  assert drawn.metrics['groups_hard'] == hard.mean()
+  assert drawn.metrics['groups_rescued'] == sum(adds) / len(hard)
+
+
+def test_ratios_are_taken_under_the_hint():
+  """The row's log-probs are those of a direct pass over the hinted prompt, and the
+  sampler's; under the bare prompt they would be others. Packed rows say the same.
+  """
+  c = scaffolding(accuracy='right')
+  c.plan.update(pack=500)
+  run = runs.assembled(c)
+  # Sharp enough that a prompt matters.
+  bold = jax.tree.map(lambda x: 20 * x if x.ndim > 1 else x, run.state.params)
+  state = run.state.replace(params=bold)
+  batch = run.source(state, 5).batch
+  b = int(np.flatnonzero(batch.row_prompt_length[:, 0] > batch.prompt_length)[0])
+  np.testing.assert_array_equal(batch.extra['accuracy'], batch.reward)
+  assert batch.reward[b, 0] == 1
+  model = pretrained.load('tiny')
+  see = forward.make_forward({'policy': Decoder(model.config)})
+  tell = jax.jit(lambda params, batch: see(params, {}, batch, ('logp',)).logp)
+  rows = batch.replace(layout=None)
+  mask = np.asarray(rows.mask)
+  got = np.where(mask > 0, tell(bold, rows), 0.0)
+  np.testing.assert_allclose(got, rows.behavior_logp * mask, atol=1e-4)
+  alone = types.make_batch(
+    batch.row_prompt[b, :1],
+    batch.row_prompt_length[b, :1],
+    batch.completions[b : b + 1, :1],
+    batch.length[b : b + 1, :1],
+  )
+  direct = np.where(mask[b, 0] > 0, tell(bold, alone)[0, 0], 0.0)
+  np.testing.assert_allclose(got[b, 0], direct, atol=1e-5)
+  bare = rows.replace(row_prompt=None, row_prompt_length=None)
+  without = np.where(mask > 0, tell(bold, bare), 0.0)
+  np.testing.assert_allclose(without[:, 1:], got[:, 1:], atol=1e-4)
+  assert abs(without[b, 0] - got[b, 0]).max() > 0.1
+  # The update itself, over packed rows.
+  found = run.update(state, sharding.put_batch(batch, run.mesh))[1]
+  assert float(found['max/mismatch']) < 1e-3
+
+
+def test_during_the_exemption_nothing_happens():
+  """A fifth of 20 steps: step index 3 has none, 4 has hints."""
+  c = scaffolding(hints_after=0.2)
+  run, plain = runs.assembled(c), runs.assembled(scaffolding(hints=0))
+  got, want = run.source(run.state, 3), plain.source(run.state, 3)
+  jax.tree.map(np.testing.assert_array_equal, got.batch, want.batch)
+  assert got.metrics['rollouts'] == want.metrics['rollouts']
+  assert got.metrics['groups_hard'] > 0 and got.metrics['groups_rescued'] == 0
+  assert run.source(run.state, 4).metrics['groups_rescued'] > 0
+
+
+def test_an_evaluation_sees_no_hint():
+  """The held-out questions are asked as they are, and answered as without hints."""
+  held = [runs.assembled(scaffolding(hints=n)) for n in (4, 0)]
+  with_, without = (run.evaluate(run.state) for run in held)
+  assert with_ == without
+  assert not any('hints' in s['prompt'].lower() for s in with_.samples)
+
+
+def test_a_task_without_hints_is_refused():
+  with pytest.raises(InputError, match='letters has no hints'):
+    assemble.assemble(runs.config(source=dict(hints=2)))
