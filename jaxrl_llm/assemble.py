@@ -250,4 +250,5 @@ def told(source, zeros) -> dict[str, np.ndarray]:
     'accuracy': ('accuracy', zeros[..., 0]),
     'answer': ('answer', zeros),
   }
-  return dict(x for option, x in found.items() if source.get(option))
+  told = dict(x for option, x in found.items() if source.get(option))
+  return told | {'question': np.zeros(len(zeros), np.int32)}

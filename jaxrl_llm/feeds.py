@@ -13,6 +13,7 @@ from jaxrl_llm import (
   filtration,
   forward,
   packing,
+  rationing,
   reference,
   scaffold,
   sharding,
@@ -57,9 +58,8 @@ def questions(config, decoder, model, text, mesh) -> Feed:
     place=lambda arrays: sharding.put_batch(arrays, mesh),
   )
   options = functools.partial(draw.options, max_length=s.max_length, stop_ids=stops)
-  slots = s.get('slots', 0)
-  ask = scaffold.Ask(
-    sample=sampler(1, slots * s.group),
+  ask = sources.Ask(
+    sample=sampler(1, s.get('slots', 0) * s.group),
     policy=forward.policy,
     text=text,
     record=task.train,
@@ -67,12 +67,7 @@ def questions(config, decoder, model, text, mesh) -> Feed:
     accuracy=part_name(config, 'accuracy'),
     options=functools.partial(options, temperature=s.temperature, **draw.truncation(s)),
   )
-  source = sources.on_policy(
-    **ask._asdict() | {'sample': sampler(s.group, slots)},
-    prompts=s.prompts,
-    greedy=sampler(1, slots) if s.get('greedy') else None,
-  )
-  source = shaped(source, config, ask)
+  source = shaped(fresh(config, ask, sampler), config, ask)
   cold = functools.partial(options, temperature=0.0)
   score = held_out.make_held_out(
     sampler(1, config.evaluation.batch), text, task, options=cold
@@ -81,16 +76,32 @@ def questions(config, decoder, model, text, mesh) -> Feed:
   return Feed(source, lambda state: score(forward.policy(state)), found)
 
 
-def shaped(source: sources.Source, config, ask: scaffold.Ask) -> sources.Source:
-  """What config.source does with the groups that were drawn."""
+NAMES = ('on_policy', 'until_mixed', 'rationed')
+
+
+def fresh(config, ask: sources.Ask, sampler) -> sources.Source:
+  """The groups that config.source.name draws. `sampler` takes (group, slots)."""
   s = config.source
+  if s.name not in NAMES:
+    raise InputError(f'config.source.name={s.name!r}. {build.near(s.name, NAMES)}')
+  if s.name == 'rationed':
+    if s.get('filter') or s.get('greedy'):
+      raise InputError("config.source: 'rationed' takes no filter and no greedy.")
+    return rationing.rationed(ask, prompts=s.prompts, group=s.group)
+  slots = s.get('slots', 0)
+  source = sources.on_policy(
+    **ask._asdict() | {'sample': sampler(s.group, slots)},
+    prompts=s.prompts,
+    greedy=sampler(1, slots) if s.get('greedy') else None,
+  )
   if s.name == 'until_mixed':
     source = sources.until_mixed(source, prompts=s.prompts, limit=s.limit)
-  elif s.name != 'on_policy':
-    raise InputError(
-      f'config.source.name={s.name!r}. '
-      + build.near(s.name, ('on_policy', 'until_mixed'))
-    )
+  return source
+
+
+def shaped(source: sources.Source, config, ask: sources.Ask) -> sources.Source:
+  """What config.source does with the groups that were drawn."""
+  s = config.source
   if s.get('hints'):
     if not any(ask.record(i).hints for i in range(16)):
       raise InputError(

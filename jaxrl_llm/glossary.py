@@ -26,6 +26,7 @@ GLOSSARY: dict[str, str] = {
   'kl_ref_seq': 'log pi / ref summed over a completion, mean, in nats per completion.',
   'care_bonus': 'Mean bonus of completions for an answer that follows from reasoning.',
   'answer_likelihood': "Mean probability of an answer's tokens to the slow average.",
+  'gdro_rollouts/': 'Completions that each prompt of one difficulty bin gets.',
   'gdro_loss/': 'Mean loss of the prompts of one difficulty bin; 0 is the hardest.',
   'entropy': "Mean entropy of the policy's next token, in nats.",
   'entropy_coef': 'Coefficient of the entropy bonus in this step.',

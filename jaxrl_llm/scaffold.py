@@ -12,16 +12,14 @@ category, left out there, is the paper's.
 """
 
 import time
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import jax
 import numpy as np
 
 from jaxrl_llm import sources
-from jaxrl_llm.rewards.combine import Scorer
 from jaxrl_llm.rollout import draw
-from jaxrl_llm.sources import Drawn, Source, Text
+from jaxrl_llm.sources import Ask, Drawn, Source
 from jaxrl_llm.tasks.records import Record
 from jaxrl_llm.types import Batch, State
 
@@ -31,18 +29,6 @@ SALT = 13  # Sets the key of hinted draws apart from that of the step.
 MOST = 64  # Hinted prompts of one question, at most: the stride of their ids.
 ROWS = ('completions', 'length', 'mask', 'truncated', 'temperature', 'reward')
 ROWS += ('behavior_logp', 'kept_mass')
-
-
-class Ask(NamedTuple):
-  """What turns questions into scored completions, one of each."""
-
-  sample: Callable  # Of group 1 (rollout.sampler.make_sampler).
-  text: Text
-  record: Callable[[int], Record]  # Of a Batch.prompt_id.
-  reward: Scorer
-  options: Callable[[int], draw.Options]
-  policy: Callable[[State], dict]
-  accuracy: str = ''  # The part of the reward that says what is right; all of it.
 
 
 def hinted(record: Record, levels: int) -> list[Record]:

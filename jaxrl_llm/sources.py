@@ -40,6 +40,18 @@ class Text(NamedTuple):
   max_prompt: int  # Tokens; a longer prompt is an error, never cut.
 
 
+class Ask(NamedTuple):
+  """What turns questions into scored completions, one of each."""
+
+  sample: Callable  # Of group 1 (rollout.sampler.make_sampler).
+  text: Text
+  record: Callable[[int], Record]  # Of a Batch.prompt_id.
+  reward: Scorer
+  options: Callable[[int], draw.Options]
+  policy: Callable[[State], dict]
+  accuracy: str = ''  # The part of the reward that says what is right; all of it.
+
+
 def on_policy(
   *,
   sample,
@@ -82,20 +94,15 @@ def on_policy(
     total, parts = reward(rows)
     truncated = draw.truncates(how).any()
     batch = to_batch(tokens, length, rollout, total, truncated=truncated)
-    if accuracy:
-      batch = with_extra(batch, 'accuracy', parts[accuracy].reshape(batch.length.shape))
+    batch = told_apart(batch, records, parts.get(accuracy))
     metrics = describe(batch, parts)
     if greedy:
       cold = how._replace(temperature=np.zeros_like(how.temperature))
       alone = completed(greedy, *asked, cold, key, state.step)[2]
       likeliest = reward(to_samples(alone, records, text))[0]
       batch, metrics = with_baseline(batch, metrics, alone, likeliest)
-    seconds = {
-      'seconds/rollout': sampled - start,
-      'seconds/reward': time.perf_counter() - sampled,
-    }
     shown = [table_row(r, total[i], parts, i) for i, r in enumerate(rows)]
-    return Drawn(batch, metrics | seconds, shown)
+    return Drawn(batch, metrics | seconds(start, sampled), shown)
 
   return source
 
@@ -279,6 +286,17 @@ def to_batch(
   )
 
 
+def told_apart(batch: Batch, records: Sequence[Record], accuracy=None) -> Batch:
+  """The batch with extra['question'] [B], the same whenever a question comes again,
+  and, if there is one, extra['accuracy'] [B, G].
+  """
+  ids = np.array([r.id for r in records], np.int32)
+  batch = batch.replace(extra=batch.extra | {'question': ids})
+  if accuracy is None:
+    return batch
+  return with_extra(batch, 'accuracy', accuracy.reshape(batch.length.shape))
+
+
 def with_extra(batch: Batch, name: str, x: np.ndarray) -> Batch:
   """The batch with `x` as one more of `extra`."""
   return batch.replace(extra=batch.extra | {name: np.float32(x)})
@@ -293,19 +311,27 @@ def with_baseline(batch: Batch, metrics, greedy: Rollout, reward: np.ndarray):
   }
 
 
+def seconds(start: float, sampled: float) -> dict[str, float]:
+  """The time of sampling, which has ended at `sampled`, and of scoring, which ends."""
+  now = time.perf_counter()
+  return {'seconds/rollout': sampled - start, 'seconds/reward': now - sampled}
+
+
 def describe(batch: Batch, parts: dict[str, np.ndarray]) -> dict[str, float]:
   """What a scored batch says of itself."""
+  there = batch.valid > 0
+  groups = [r[v] for r, v in zip(batch.reward, there)]
   means = {f'reward/{name}': float(x.mean()) for name, x in parts.items()}
   if batch.kept_mass is not None:
     means['kept_mass'] = float((batch.mask * batch.kept_mass).sum() / batch.mask.sum())
   return means | {
-    'reward': float(batch.reward.mean()),
-    'reward_std': float(batch.reward.std(1).mean()),
-    'groups_tied': float((np.ptp(batch.reward, axis=1) == 0).mean()),
-    'length': float(batch.length.mean()),
-    'truncated': float(batch.truncated.mean()),
+    'reward': float(batch.reward[there].mean()),
+    'reward_std': float(np.mean([r.std() for r in groups])),
+    'groups_tied': float(np.mean([np.ptp(r) == 0 for r in groups])),
+    'length': float(batch.length[there].mean()),
+    'truncated': float(batch.truncated[there].mean()),
     'tokens': float(batch.length.sum()),
-    'rollouts': float(batch.length.size),
+    'rollouts': float(there.sum()),
   }
 
 

@@ -141,6 +141,8 @@ FIRST = {
   'rebel': dict(kl_ref_seq=0.0, margin=0.0),
   'remax': dict(kl_ref_seq=0.0),
   'prime': dict(prm_loss=np.log(2)),
+  'prompt_gdro': dict(kl_ref=0.0),
+  'rollout_gdro': dict(kl_ref=0.0),
 }
 # Half the time to compile.
 QUICK = {'xla_backend_optimization_level': 0}
@@ -149,6 +151,7 @@ QUICK = {'xla_backend_optimization_level': 0}
 # Each reads the same sensors as another method.
 ALIKE = ('dr_grpo', 'dapo', 'cispo', 'orpo', 'two_grpo', 'gmpo', 'gpg', 'opo', 'sapo')
 ALIKE += ('raft', 'ma_rlhf', 'reinforce_pp_baseline', 'remax', 'prompt_gdro')
+ALIKE += ('rollout_gdro',)
 
 
 @pytest.mark.parametrize('name', unless_slow(test_contract.METHODS, slow=ALIKE))

@@ -1,5 +1,8 @@
 """What shapes the data of a step: bonuses, hints, budgets of rollouts, the past."""
 
+import itertools
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,13 +19,14 @@ from jaxrl_llm import (
   controllers,
   filtration,
   forward,
+  rationing,
   scaffold,
   sharding,
   types,
 )
 from jaxrl_llm.models import pretrained
 from jaxrl_llm.models.decoder import Decoder
-from jaxrl_llm.ops import care
+from jaxrl_llm.ops import allocation, care
 from jaxrl_llm.sources import Drawn
 from jaxrl_llm.step import clean
 from jaxrl_llm.tasks import arithmetic, questions, records
@@ -450,3 +454,259 @@ def test_an_evaluation_sees_no_hint():
 def test_a_task_without_hints_is_refused():
   with pytest.raises(InputError, match='letters has no hints'):
     assemble.assemble(runs.config(source=dict(hints=2)))
+
+
+# ---- Rollout-GDRO --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('seed', range(8))
+def test_the_dynamic_programme_is_exact(seed):
+  """Against all choices of four bins and five arms that keep the budget."""
+  rng = np.random.default_rng(seed)
+  counts, logp = rng.integers(1, 5, 4), rng.normal(size=(4, 5))
+  arms, mean = np.arange(2, 7), 4
+  value = lambda chosen: sum(row[a] for row, a in zip(logp, chosen))
+  spent = lambda chosen: sum(c * arms[a] for c, a in zip(counts, chosen))
+  every = itertools.product(range(5), repeat=4)
+  best = max(value(c) for c in every if spent(c) == mean * counts.sum())
+  got = allocation.choose(counts, logp, arms, mean)
+  assert spent(got) == mean * counts.sum()
+  assert value(got) == pytest.approx(best, abs=1e-12)
+
+
+def test_equal_arms_are_the_mean_for_all():
+  got = allocation.choose([3, 1, 7], np.zeros((3, 11)), range(2, 13), 4)
+  assert got == [2, 2, 2]
+  with pytest.raises(InputError, match='make 9 a prompt'):
+    allocation.choose([1, 1], np.zeros((2, 3)), [2, 3, 4], 9)
+
+
+def simulated(v, mean, sign, steps=1500):
+  """Completions that bins of known v, equally full, get when their loss is v / n."""
+  m = method('rollout_gdro', count=len(v), mean=mean, gamma=0.0, sign=sign)
+  extra = {k: jnp.array(x, jnp.float32) for k, x in m.extra.items()}
+  arms = np.arange(2, 13)
+  moved = jax.jit(
+    lambda extra, n: allocation.moved(
+      extra['arm_score'],
+      jnp.array(v) / n,
+      n,
+      extra['arms'],
+      0.0,
+      ema=0.4,
+      mean=float(mean) if sign == 'code' else None,
+    )
+  )
+  for _ in range(steps):
+    logp = allocation.arm_logp(extra['arm_score'], eta=0.65, gamma=0.0)
+    chosen = allocation.choose([4] * len(v), np.asarray(logp), arms, mean)
+    n = arms[np.array(chosen)]
+    assert n.sum() == mean * len(v)
+    extra['arm_score'] = moved(extra, jnp.array(n, jnp.float32))
+  return n
+
+
+@pytest.mark.parametrize(
+  ('v', 'mean'), [((1.0, 4.0, 16.0), 7), ((9.0, 9.0, 1.0, 25.0), 6)]
+)
+def test_the_square_root_law(v, mean):
+  """Eq. 20 as printed finds it by trial; the numbers are whole: (3, 6, 12) is one."""
+  law = allocation.square_root(np.array(v), np.full(len(v), 1 / len(v)), mean)
+  np.testing.assert_allclose(law, np.round(law))
+  np.testing.assert_array_equal(simulated(v, mean, 'paper'), np.round(law))
+
+
+def test_the_law_minimises_its_proxy():
+  """Unequal shares: no exchange of a little between two bins does better."""
+  v, share = np.array([1.0, 2.0, 9.0]), np.array([0.5, 0.3, 0.2])
+  n = allocation.square_root(v, share, 4.0)
+  assert (share * n).sum() == pytest.approx(4.0)
+  proxy = lambda n: (share * v / n).sum()
+  for i, j in itertools.permutations(range(3), 2):
+    other = n.copy()
+    other[i] += 0.01 / share[i]
+    other[j] -= 0.01 / share[j]
+    assert proxy(other) > proxy(n)
+  assert proxy(n) < proxy(np.full(3, 4.0))
+
+
+def test_arms_by_hand():
+  # Bin 0 drew n = 3 and lost 2, bin 1 drew 2 and lost -1; price .5, EMA .25.
+  score, arms = jnp.ones((3, 2)), jnp.array([2.0, 3.0])
+  drawn = (jnp.array([2.0, -1.0, 9.0]), jnp.array([3.0, 2.0, 0.0]), arms, 0.5)
+  got = allocation.moved(score, *drawn, ema=0.25)
+  close(got, [[1, 0.75 - 0.25 * 3.5], [0.75 - 0.25 * 0.0, 1], [1, 1]])
+  # The code's: 1 + 2 - .5 (3 - 4), and 1 - 1 - .5 (2 - 4).
+  got = allocation.moved(score, *drawn, ema=0.25, mean=4)
+  close(got, [[1, 3.5], [1, 1], [1, 1]])
+  # Scores 0 and log 3: .25 and .75, mixed with a half each by a fifth: .3 and .7.
+  logp = allocation.arm_logp(jnp.log(jnp.array([[1.0, 3.0]])), eta=1.0, gamma=0.2)
+  close(jnp.exp(logp), [[0.3, 0.7]])
+
+
+def test_the_two_signs_pull_apart():
+  """Losses 1 / n and 4 / n. The code's sum grows where a bin loses, so the first choice
+  feeds itself and is the only one for ever.
+  """
+  np.testing.assert_array_equal(simulated((1.0, 4.0), 6, 'paper'), [4, 8])
+  np.testing.assert_array_equal(simulated((1.0, 4.0), 6, 'code', 30), [6, 6])
+
+
+def ragged(n, which):
+  """A toy batch of groups of four of which n [B] are there; the bins of the prompts."""
+  batch = toy.batch(2, g=4)
+  valid = jnp.arange(4)[None] < jnp.array(n)[:, None]
+  m = method('rollout_gdro', prompts=16, history=4, count=3, most=4, mean=3)
+  state = carried(m)
+  stored = jnp.zeros(16).at[: toy.B].set(jnp.array(which, jnp.float32))
+  state = state.replace(extra=state.extra | {'gdro_bin': stored})
+  return state, batch.replace(valid=valid.astype(jnp.float32))
+
+
+def test_the_price_moves_only_when_the_budget_is_missed():
+  """.05 (2.75 - 3) for 22 completions of 24; nothing for 24; absent groups are none."""
+  m = method('rollout_gdro', prompts=16, history=4, count=3, most=4, mean=3)
+  which = [0] * 4 + [1] * 4
+  price = lambda n: float(update(m, *reversed(ragged(n, which)))[0].extra['arm_price'])
+  assert price([2] * 4 + [4] * 4) == 0
+  assert price([3] * 8) == 0
+  assert price([2] * 5 + [4] * 3) == pytest.approx(-0.05 * 0.25)
+  assert price([3] * 4 + [0] * 4) == 0
+
+
+def test_losses_move_the_arms_that_were_drawn():
+  """signal='reward': minus the mean reward of each bin, EMA .5; bin 2 is absent."""
+  options = dict(prompts=16, history=4, count=3, most=4, mean=3, ema=0.5)
+  m = method('rollout_gdro', signal='reward', **options)
+  state, batch = ragged([2] * 4 + [4] * 4, [0] * 4 + [1] * 4)
+  reward = jnp.where(jnp.arange(toy.B)[:, None] < 4, 0.25, 1.0) * jnp.ones((toy.B, 4))
+  got = update(m, batch.replace(reward=reward), state)[0].extra
+  close(got['arm_score'], [[0.125, 0, 0], [0, 0, 0.5], [0, 0, 0]])
+  want = allocation.arm_logp(got['arm_score'], eta=0.65, gamma=0.01)
+  close(got['arm_logp'], want)
+
+
+def test_on_policy_no_arm_ever_moves():
+  """The card's trap, with groups of unequal size: every loss is 0."""
+  m = method('rollout_gdro', prompts=16, history=4, count=3, most=4, mean=3, beta=0.0)
+  state, batch = ragged([2] * 4 + [4] * 4, [0] * 4 + [1] * 4)
+  got = update(m, batch, state)[0].extra
+  close(got['arm_score'], 0.0)
+  off = update(m, off_policy(batch), state, minibatches=2)[0].extra
+  assert abs(off['arm_score']).max() > 1e-3
+
+
+def test_rollout_gdro_is_grpo_of_ragged_groups():
+  """Whatever stands in the rows that are not there."""
+  m = method('rollout_gdro', prompts=16, history=4, count=3, most=4, mean=3)
+  want = method('grpo', clip_high=0.28, beta=0.001)
+  state, batch = ragged([2, 4, 3, 3, 2, 4, 2, 4], [0] * 8)
+  batch = off_policy(batch)
+  there = batch.valid[..., None] > 0
+  other = batch.replace(
+    completions=jnp.where(there, batch.completions, 1),
+    reward=jnp.where(batch.valid > 0, batch.reward, 7.0),
+  )
+  got = gradient(m, other, state)
+  close(got, gradient(want, batch))
+  alone = jax.tree.map(lambda x: x[:1, :2] if x.ndim > 1 else x[:1], batch)
+  alone = alone.replace(prompts=batch.prompts[:1])
+  first = batch.replace(valid=batch.valid.at[1:].set(0.0))
+  close(gradient(m, first, state), gradient(want, alone))
+
+
+def test_rollout_gdro_refuses():
+  for options in ({'sign': 'minus'}, {'mean': 13}, {'least': 1}, {'signal': 'luck'}):
+    with pytest.raises(InputError, match='rollout_gdro'):
+      method('rollout_gdro', **options)
+  with pytest.raises(InputError, match=r'rationed.*rollout_gdro'):
+    run = runs.assembled(runs.config('grpo', source=dict(name='rationed')))
+    run.source(run.state, 0)
+  c = runs.config('rollout_gdro', source=dict(group=3))
+  with pytest.raises(InputError, match=r'group=3 is to be config\.method\.most=4'):
+    run = runs.assembled(c)
+    run.source(run.state, 0)
+
+
+def steered(run, rng):
+  """The state with bins at random, and arms that love extremes."""
+  extra = dict(run.state.extra)
+  extra['gdro_bin'] = jnp.array(
+    rng.integers(0, 10, len(extra['gdro_bin'])), jnp.float32
+  )
+  extra['arm_logp'] = jnp.array(rng.normal(size=extra['arm_logp'].shape), jnp.float32)
+  return run.state.replace(extra=extra)
+
+
+def test_the_budget_is_exact_and_bins_are_the_prompts_own():
+  """Every step decodes mean * prompts rows, whatever the arms say; a prompt's number
+  is that of its stored bin, and not of its place.
+  """
+  run = runs.assembled(runs.config('rollout_gdro'))
+  seen, rng = set(), np.random.default_rng(0)
+  for step in range(6):
+    state = steered(run, rng)
+    drawn = run.source(state, step)
+    batch, number = drawn.batch, drawn.batch.valid.sum(1)
+    assert number.sum() == 3 * len(number) == drawn.metrics['rollouts']
+    which = np.asarray(state.extra['gdro_bin'])[batch.extra['question']]
+    for b in np.unique(which):
+      assert set(number[which == b]) == {drawn.metrics[f'gdro_rollouts/{int(b)}']}
+    seen |= {*number}
+    absent = batch.valid == 0
+    assert absent.sum() == len(number)
+    assert not batch.length[absent].any() and not batch.mask[absent].any()
+    assert batch.length[~absent].min() >= 1
+  assert seen == {2, 3, 4}
+  # The sampler's log-probs, scattered to their places, are the trainer's.
+  found = run.update(run.state, sharding.put_batch(batch, run.mesh))[1]
+  assert float(found['max/mismatch']) < 1e-4
+
+
+def test_turned_prompts_take_their_number_with_them():
+  run = runs.assembled(runs.config('rollout_gdro'))
+  state = steered(run, np.random.default_rng(3))
+  ids = list(range(8))
+  which, number = rationing.rations(state, ids, 4)
+  turned, again = rationing.rations(state, ids[::-1], 4)
+  assert len({*number}) > 1
+  np.testing.assert_array_equal(which, turned[::-1])
+  np.testing.assert_array_equal(number, again[::-1])
+
+
+def test_what_is_first_is_the_mean_for_all():
+  """Before anything is known, and the draws are those of groups of so many."""
+  run = runs.assembled(runs.config('rollout_gdro'))
+  batch = run.source(run.state, 0).batch
+  np.testing.assert_array_equal(batch.valid, [[1, 1, 1, 0]] * 8)
+
+
+def test_a_question_keeps_its_number_in_the_next_pass(files):
+  """A task that shuffles each pass: the id told is the row's, not the draw's."""
+  rows = [{'question': f'{i}?', 'answer': str(i)} for i in range(8)]
+  paths = {
+    k: files(k, r)
+    for k, r in (('train', rows), ('test', [rows[0] | {'question': 't'}]))
+  }
+  c = runs.config('rollout_gdro', source=dict(max_prompt=8))
+  c.task = dict(
+    name='questions', train_path=paths['train'], test_path=paths['test'], seed=0
+  )
+  run = runs.assembled(c)
+  asked = [run.source(run.state, step).batch for step in (0, 1)]
+  decode = pretrained.load('tiny').tokenizer.decode
+  texts = [[decode(p[:n]) for p, n in zip(b.prompts, b.prompt_length)] for b in asked]
+  numbers = [[f'{q}?\n' for q in b.extra['question']] for b in asked]
+  assert texts == numbers and texts[0] != texts[1]
+
+
+@pytest.fixture
+def files(tmp_path):
+  """Writes rows as JSON lines; returns the path."""
+
+  def write(name, rows):
+    path = tmp_path / f'{name}.jsonl'
+    path.write_text('\n'.join(map(json.dumps, rows)))
+    return str(path)
+
+  return write
