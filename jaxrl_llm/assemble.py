@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxrl_llm import (
   build,
+  curriculum,
   entropy,
   feeds,
   forward,
@@ -90,9 +91,14 @@ def assemble(config) -> Run:
 
 
 def make_method(config) -> Method:
-  """The method that config.method names, with config.plan's entropy bonus."""
-  options, u = config.method.to_dict(), config.plan
+  """The method that config.method names, with config.plan's entropy bonus and the pass
+  rates that config.source draws by.
+  """
+  options, u, s = config.method.to_dict(), config.plan, config.source
   method = build.method(options.pop('name'), **options)
+  if s.get('pool'):
+    table = dict(pool=s.pool, prompts=s.prompts, ema=s.pool_ema)
+    method = curriculum.tracked(method, **table)
   if not (coef := u.get('entropy_coef', 0.0)):
     return method
   target, delta = u.get('entropy_target', 0.0), u.get('entropy_delta', 0.0)

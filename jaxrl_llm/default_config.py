@@ -34,7 +34,8 @@ def sampled(prompts: int, group: int, max_prompt: int, max_length: int) -> dict:
   `greedy` is for remax; `filter` is one of filtration.py; `answer` (answers.py) and
   `accuracy`, a name of config.rewards, are for grpo_care. `hints` is how many of each
   category a question that nobody solves gets (scaffold.py), 0 none, after this share
-  of the steps.
+  of the steps. `pool` draws from the first so many questions by their pass rate
+  (curriculum.py), 0 goes through all in turn.
   """
   return dict(
     name='on_policy',
@@ -55,6 +56,9 @@ def sampled(prompts: int, group: int, max_prompt: int, max_length: int) -> dict:
     accuracy='',
     hints=0,
     hints_after=0.15,
+    pool=0,
+    pool_floor=0.02,
+    pool_ema=0.3,
   )
 
 

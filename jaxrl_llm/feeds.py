@@ -10,6 +10,7 @@ import numpy as np
 from jaxrl_llm import (
   answers,
   build,
+  curriculum,
   filtration,
   forward,
   packing,
@@ -84,15 +85,19 @@ def fresh(config, ask: sources.Ask, sampler) -> sources.Source:
   s = config.source
   if s.name not in NAMES:
     raise InputError(f'config.source.name={s.name!r}. {build.near(s.name, NAMES)}')
+  if s.get('pool') and s.name != 'on_policy':
+    raise InputError(f"config.source.pool takes name='on_policy', not {s.name!r}.")
   if s.name == 'rationed':
     if s.get('filter') or s.get('greedy'):
       raise InputError("config.source: 'rationed' takes no filter and no greedy.")
     return rationing.rationed(ask, prompts=s.prompts, group=s.group)
+  index = curriculum.by_rate(s.prompts, s.pool_floor) if s.get('pool') else None
   slots = s.get('slots', 0)
   source = sources.on_policy(
     **ask._asdict() | {'sample': sampler(s.group, slots)},
     prompts=s.prompts,
     greedy=sampler(1, slots) if s.get('greedy') else None,
+    index=index,
   )
   if s.name == 'until_mixed':
     source = sources.until_mixed(source, prompts=s.prompts, limit=s.limit)

@@ -37,6 +37,7 @@ NOT_NEGATIVE = (
   'source.bucket',
   'source.slots',
   'source.hints',
+  'source.pool',
   'model.lora.rank',
 )
 

@@ -63,6 +63,7 @@ def on_policy(
   policy=lambda state: state.params['policy'],
   greedy=None,
   accuracy: str = '',
+  index: Callable[[State, int], Sequence[int]] | None = None,
 ) -> Source:
   """Fresh completions of the current policy, scored.
 
@@ -78,12 +79,14 @@ def on_policy(
     greedy: a `sample` of one completion a prompt. Its likeliest completions are scored
       too: extra['greedy_reward'] [B] of the batch, for remax.
     accuracy: the part of the reward that is extra['accuracy'] [B, G], if any.
+    index: the records of a step, each once; the next `prompts` if None.
   """
 
   def source(state: State, step: int) -> Drawn:
     start = time.perf_counter()
-    records = [record(i) for i in range(step * prompts, (step + 1) * prompts)]
-    ids = np.arange(step * prompts, (step + 1) * prompts, dtype=np.int32)
+    following = range(step * prompts, (step + 1) * prompts)
+    ids = np.array(index(state, step) if index else following, np.int32)
+    records = [record(int(i)) for i in ids]
     key = jax.random.fold_in(state.key, step)
     how = options(prompts)
     asked = (records, text, policy(state), ids)

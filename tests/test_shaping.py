@@ -16,7 +16,9 @@ from jaxrl_llm import (
   answers,
   assemble,
   build,
+  checkpoint,
   controllers,
+  curriculum,
   filtration,
   forward,
   rationing,
@@ -710,3 +712,76 @@ def files(tmp_path):
     return str(path)
 
   return write
+
+
+# ---- Curriculum ----------------------------------------------------------------------
+
+
+def test_the_frontier_by_hand():
+  """Solved, failed, half and a quarter of the time, and never asked; floor .05."""
+  got = curriculum.weights(np.array([1.0, 0.0, 0.5, 0.25, -1.0]), 0.05)
+  close(got, [0.05, 0.05, 0.3, 0.2375, 0.3])
+
+
+def test_questions_are_drawn_by_their_weights():
+  """Two of five over 4,000 steps. The first of two is drawn by weight alone:
+  p = w / sum(w); the second by what is left, by enumeration. Within 5 errors.
+  """
+  rate = np.array([1.0, 0.0, 0.5, 0.25, -1.0])
+  p = curriculum.weights(rate, 0.05)
+  p /= p.sum()
+  due = p + sum(np.where(np.arange(5) != i, p[i] * p / (1 - p[i]), 0) for i in range(5))
+  state = toy.state().replace(extra={'pass_rate': jnp.array(rate, jnp.float32)})
+  index, n = curriculum.by_rate(2, 0.05), 4000
+  rows = np.array([index(state, step) for step in range(n)])
+  assert (rows[:, 0] != rows[:, 1]).all()
+  found = np.bincount(rows.ravel(), minlength=5) / n
+  assert (abs(found - due) < 5 * np.sqrt(due * (1 - due) / n)).all()
+
+
+def test_pass_rates_by_hand():
+  """EMA .25: the first visit's share, then a quarter of the way; absent groups stay."""
+  m = curriculum.tracked(method('grpo'), pool=16, prompts=8, ema=0.25)
+  reward = jnp.tile(row(1, 1, 1, 0), (toy.B, 1))
+  batch = toy.batch(g=4).replace(reward=reward)
+  batch = batch.replace(valid=batch.valid.at[0].set(0.0).at[1, 3].set(0.0))
+  state, _ = update(m, batch, carried(m))
+  close(state.extra['pass_rate'], [-1, 1] + [0.75] * 6 + [-1] * 8)
+  state, _ = update(m, batch.replace(reward=0 * reward), state)
+  close(state.extra['pass_rate'], [-1, 0.75] + [0.5625] * 6 + [-1] * 8)
+  told = batch.extra | {'accuracy': jnp.ones_like(reward)}
+  state, _ = update(m, batch.replace(extra=told), carried(m))
+  close(state.extra['pass_rate'], [-1] + [1] * 7 + [-1] * 8)
+
+
+def test_tracking_changes_no_gradient():
+  m = method('prompt_gdro', prompts=16)
+  kept = curriculum.tracked(m, pool=16, prompts=8, ema=0.5)
+  batch = off_policy(toy.batch())
+  close(gradient(kept, batch, carried(kept)), gradient(m, batch, carried(m)), 0.0)
+  assert kept.extra.keys() - m.extra.keys() == {'pass_rate'}
+
+
+def test_a_curriculum_survives_a_restart(tmp_path):
+  """Questions come by the state: after a checkpoint the same ones as without it."""
+  c = runs.config(source=dict(pool=24))
+  run = runs.assembled(c)
+  state, asked = run.state, []
+  for step in range(3):
+    batch = run.source(state, step).batch
+    asked.append(set(batch.prompt_id.tolist()))
+    state, _ = run.update(state, sharding.put_batch(batch, run.mesh))
+  assert all(len(a) == 8 and max(a) < 24 for a in asked)
+  known = np.flatnonzero(np.asarray(state.extra['pass_rate']) >= 0)
+  assert {*known} == set.union(*asked)
+  checkpoint.save(tmp_path, state, {}, keep=1)
+  again = checkpoint.restore(tmp_path, runs.assembled(c).state)[0]
+  first, second = (run.source(s, 3).batch for s in (state, again))
+  jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+def test_a_curriculum_refuses():
+  with pytest.raises(InputError, match='pool=4'):
+    assemble.assemble(runs.config(source=dict(pool=4)))
+  with pytest.raises(InputError, match="on_policy', not 'until_mixed'"):
+    assemble.assemble(runs.config(source=dict(pool=24, name='until_mixed')))
