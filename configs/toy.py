@@ -30,6 +30,11 @@ def get_config(method: str = 'grpo') -> config_dict.ConfigDict:
   c.source = sampled(16, 8, 16, 6)
   if method == 'remax':
     c.source.greedy = True
+  if method == 'grpo_care':
+    c.source.answer = 'whole'  # Letters stand without tags, or reasoning.
+  if method == 'rollout_gdro':
+    c.source.update(name='rationed', group=4)
+    c.method.update(least=2, most=4, mean=3, signal='reward')
   if method in ('two_grpo', 'rebel'):
     c.source.group = 2
   if method == 'rto':

@@ -9,7 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrl_llm import (
+  asking,
   build,
+  curriculum,
   entropy,
   feeds,
   forward,
@@ -83,8 +85,8 @@ def assemble(config) -> Run:
   if 'data' in config:
     feed = feeds.completions(config, see, method, model, mesh)
   else:
-    several = config.source.name in feeds.EPISODES
-    make = feeds.conversations if several else feeds.questions
+    several = config.source.name in asking.EPISODES
+    make = asking.conversations if several else asking.questions
     feed = make(config, decoders['policy'], model, text, mesh)
   feed = feed._replace(source=feeds.laid_out(feed.source, config, mesh))
   jax.eval_shape(update_step, state, specimen(config, feed, state))
@@ -93,9 +95,14 @@ def assemble(config) -> Run:
 
 
 def make_method(config) -> Method:
-  """The method that config.method names, with config.plan's entropy bonus."""
-  options, u = config.method.to_dict(), config.plan
+  """The method that config.method names, with config.plan's entropy bonus and the pass
+  rates that config.source draws by.
+  """
+  options, u, s = config.method.to_dict(), config.plan, config.source
   method = build.method(options.pop('name'), **options)
+  if s.get('pool'):
+    table = dict(pool=s.pool, prompts=s.prompts, ema=s.pool_ema)
+    method = curriculum.tracked(method, **table)
   if not (coef := u.get('entropy_coef', 0.0)):
     return method
   target, delta = u.get('entropy_target', 0.0), u.get('entropy_delta', 0.0)
@@ -124,7 +131,7 @@ def make_decoders(config, model, mesh, adapters) -> dict[str, Decoder]:
       config.model.remat,
       scores=int(s.role in initial.SCORED),
       spread=sharding.constrain(mesh),
-      lora=None if s.tree == 'frozen' else adapters,
+      lora=adapters if s.tree == 'params' or s.role in initial.ADAPTED else None,
     )
     for s in forward.SENSORS.values()
   }
@@ -196,7 +203,7 @@ def roles(config, method: Method) -> dict[str, set[str]]:
 def other_models(config, model, frozen) -> dict[str, pretrained.Pretrained]:
   """The models of frozen roles that are not the policy at its birth."""
   found = {}
-  for role in sorted(frozen - {'ref'}):
+  for role in sorted(frozen - {*initial.BORN}):
     if not (name := config.model.get(role)):
       raise InputError(
         f'{config.method.name} needs config.model.{role}, a model by name or folder '

@@ -3,6 +3,7 @@
 import math
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -28,6 +29,27 @@ def adaptive_kl(beta: float, target: float, horizon: float):
     return state.replace(extra=state.extra | {'beta': state.extra['beta'] * change})
 
   return after, {'beta': beta}
+
+
+def follow(alpha: float, every: int):
+  """A `Method.after` that moves frozen['ema'] towards the policy, and its start.
+
+  ema <- alpha ema + (1 - alpha) policy, once for every `every` optimizer updates.
+  """
+  if not 0 <= alpha <= 1 or every < 1:
+    raise InputError(
+      f'alpha={alpha}, every={every}; alpha is from 0 to 1, every at least 1.'
+    )
+
+  def after(state: State, batch: Batch, metrics: Metrics) -> State:
+    moves = state.applied // every
+    kept = alpha ** (moves - state.extra['ema_moves'])
+    mix = lambda old, new: kept * old + (1 - kept) * new
+    ema = jax.tree.map(mix, state.frozen['ema'], state.params['policy'])
+    extra = state.extra | {'ema_moves': moves.astype(jnp.float32)}
+    return state.replace(frozen=state.frozen | {'ema': ema}, extra=extra)
+
+  return after, {'ema_moves': 0.0}
 
 
 def reward_scaler(kind: str, bound: float):

@@ -32,7 +32,11 @@ def sampled(prompts: int, group: int, max_prompt: int, max_length: int) -> dict:
 
   `slots` is how many prompts decode at once, 0 all; `limit` is of until_mixed alone;
   `greedy` and `anchor` score another completion too, the policy's likeliest and the
-  task's answer (ops/extras.py); `filter` is one of filtration.py.
+  task's answer (ops/extras.py); `filter` is one of filtration.py; `answer` (answers.py)
+  and `accuracy`, a name of config.rewards, are for grpo_care. `hints` is how many of
+  each category a question that nobody solves gets (scaffold.py), 0 none, after this
+  share of the steps. `pool` draws from the first so many questions by their pass rate
+  (curriculum.py), 0 goes through all in turn.
   """
   return dict(
     name='on_policy',
@@ -50,6 +54,13 @@ def sampled(prompts: int, group: int, max_prompt: int, max_length: int) -> dict:
     greedy=False,
     anchor=False,
     filter='',
+    answer='',
+    accuracy='',
+    hints=0,
+    hints_after=0.15,
+    pool=0,
+    pool_floor=0.02,
+    pool_ema=0.3,
   )
 
 

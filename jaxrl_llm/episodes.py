@@ -226,7 +226,7 @@ def scored(partner: Partner, rows, ids, options, reward: Scorer, clock) -> Drawn
     'seconds/rollout': clock[1] - clock[0],
     'seconds/reward': time.perf_counter() - clock[1],
   }
-  shown = [sources.table_row(s, total[i], parts, i) for i, s in enumerate(seen)]
+  shown = sources.table(seen, total, parts)
   return Drawn(batch, metrics, shown)
 
 

@@ -1,4 +1,4 @@
-"""What a run learns from and is measured on: a source and an evaluation."""
+"""What a run learns from and is measured on; asking.py makes that of fresh answers."""
 
 import functools
 from collections.abc import Callable
@@ -8,11 +8,7 @@ import jax
 import numpy as np
 
 from jaxrl_llm import (
-  beside,
   build,
-  episodes,
-  filtration,
-  forward,
   packing,
   reference,
   sharding,
@@ -22,19 +18,7 @@ from jaxrl_llm import (
 from jaxrl_llm.data import chat, examples, order
 from jaxrl_llm.evaluate import held_out, stored
 from jaxrl_llm.models import pretrained
-from jaxrl_llm.rewards import combine
-from jaxrl_llm.rollout import draw
-from jaxrl_llm.rollout.sampler import make_sampler
-from jaxrl_llm.rollout.stops import stop_strings
 from jaxrl_llm.types import Batch, InputError, State
-
-# Columns of the sample table, which a reward part cannot be called.
-RESERVED = ('prompt', 'completion', 'reward', 'cost', 'step', 'split')
-
-EPISODES = {
-  'episodes': episodes.episodes,
-  'episode_pairs': episodes.episode_pairs,
-}
 
 
 class Feed(NamedTuple):
@@ -45,159 +29,6 @@ class Feed(NamedTuple):
   data: examples.Data  # Its digest and report; of a task nothing else.
   scores: reference.Scores | None = None  # To fill before the first batch.
   extra: dict[str, np.ndarray] = {}  # Of every batch, as zeros.
-
-
-def questions(config, decoder, model, text, mesh) -> Feed:
-  """Completions sampled and scored, and greedy held-out accuracy."""
-  task = build.made('jaxrl_llm.tasks', config.task.to_dict(), 'config.task')
-  s = config.source
-  sampler, warm, cold = sampling(config, decoder, model, text, mesh, s.max_length)
-  source = sources.on_policy(
-    sample=sampler(s.group, s.get('slots', 0)),
-    policy=forward.policy,
-    text=text,
-    record=task.train,
-    reward=make_reward(config, task),
-    tell=make_tell(config, task),
-    prompts=s.prompts,
-    greedy=sampler(1, s.get('slots', 0)) if s.get('greedy') else None,
-    options=warm,
-  )
-  source = arranged(source, s)
-  score = held_out.make_held_out(
-    sampler(1, config.evaluation.batch), text, task, options=cold
-  )
-  found = examples.Data((), (), task.digest, task.report)
-  evaluate = lambda state: score(forward.policy(state))
-  return Feed(source, evaluate, found, extra=beside_reward(config))
-
-
-def beside_reward(config) -> dict[str, np.ndarray]:
-  """What a source of this config says beside the reward, as zeros."""
-  s = config.source
-  b, g = s.prompts, s.group
-  told = {
-    'greedy_reward': (s.get('greedy'), (b,)),
-    'anchor_reward': (s.get('anchor'), (b,)),
-    'cost': (config.get('costs'), (b, g)),
-    'feasible': (config.get('costs'), (b, g)),
-    'duel': (config.get('judge'), (b, g, g)),
-  }
-  return {k: np.zeros(shape, np.float32) for k, (there, shape) in told.items() if there}
-
-
-def arranged(source: sources.Source, s) -> sources.Source:
-  """What config.source asks for beyond the draw: mixed groups, filtration, trimming."""
-  if s.name == 'until_mixed':
-    source = sources.until_mixed(source, prompts=s.prompts, limit=s.limit)
-  elif s.name != 'on_policy':
-    names = ('on_policy', 'until_mixed', *EPISODES)
-    raise InputError(f'config.source.name={s.name!r}. ' + build.near(s.name, names))
-  if s.get('filter'):
-    source = filtration.filtered(source, s.filter)
-  return sources.changed(source, lambda rows, *_: sources.trimmed(rows))
-
-
-def conversations(config, decoder, model, text, mesh) -> Feed:
-  """Episodes with the task's environment, and greedy held-out ones."""
-  task, s = checked_task(config), config.source
-  size = min(s.turn_length or s.max_length, s.max_length)
-  sampler, warm, cold = sampling(config, decoder, model, text, mesh, size)
-  between = chat.replier(model.tokenizer, pretrained.stop_ids(model.tokenizer))
-  partner = lambda slots: episodes.Partner(
-    sampler(1, slots), text, task.env, between, s.max_length, s.turns
-  )
-  source = EPISODES[s.name](
-    partner=partner(s.get('slots', 0)),
-    record=task.train,
-    reward=make_reward(config, task),
-    prompts=s.prompts,
-    group=s.group,
-    options=warm,
-    policy=forward.policy,
-  )
-  if s.get('filter'):
-    source = filtration.filtered(source, s.filter)
-  source = sources.changed(source, lambda rows, *_: sources.trimmed(rows))
-  score = held_out.make_episodes(partner(config.evaluation.batch), task, options=cold)
-  parts = task.env.score(task.env.start(task.test[0])[1])[1]
-  shape = (s.prompts, s.group)
-  extra = {k: np.zeros(shape, np.float32) for k in parts}
-  extra['turn'] = np.ones((*shape, s.max_length), np.int32)
-  found = examples.Data((), (), task.digest, task.report)
-  return Feed(source, lambda state: score(forward.policy(state)), found, extra=extra)
-
-
-def checked_task(config):
-  """The task of a source of episodes, where all that it takes is there."""
-  task = build.made('jaxrl_llm.tasks', config.task.to_dict(), 'config.task')
-  s = config.source
-  if task.env is None:
-    raise InputError(
-      f'config.task: {task.name} is answered in one turn and config.source.name='
-      f"{s.name!r} plays several. Set it to 'on_policy', or choose a task with an "
-      'environment, such as two_attempts.'
-    )
-  if s.get('greedy'):
-    raise InputError('config.source.greedy: episodes have no greedy baseline; unset.')
-  if told := sorted(beside_reward(config)):
-    raise InputError(f'config: a source of episodes does not fill in {told}; unset.')
-  return task
-
-
-def sampling(config, decoder, model, text, mesh, max_length: int):
-  """`sampler(group, slots)`, and options of so many prompts: to learn, and greedy."""
-  s, stops = config.source, pretrained.stop_ids(model.tokenizer)
-  strings = tuple(s.get('stop_strings', ()))
-  sampler = lambda group, slots: make_sampler(
-    decoder,
-    group=group,
-    max_length=max_length,
-    slots=slots,
-    cut=stop_strings(text.decode, strings) if strings else None,
-    unit=sharding.shards(mesh),
-    place=lambda arrays: sharding.put_batch(arrays, mesh),
-  )
-  options = functools.partial(draw.options, max_length=max_length, stop_ids=stops)
-  warm = functools.partial(options, temperature=s.temperature, **draw.truncation(s))
-  return sampler, warm, functools.partial(options, temperature=0.0)
-
-
-def make_reward(config, task, section: str = 'rewards'):
-  """config.rewards, or config.costs, part by part, as one weighted sum."""
-  parts = {}
-  for key, options in config[section].to_dict().items():
-    where = f'config.{section}.{key}'
-    if key in RESERVED:
-      raise InputError(f'{where}: the sample table has a column {key!r}; rename it.')
-    if not isinstance(options, dict) or 'name' not in options:
-      raise InputError(f'{where}={options!r}; give name=..., weight=... and options.')
-    weight = options.pop('weight', 1.0)
-    parts[key] = (weight, judging(options, task, where))
-  return combine.weighted(parts)
-
-
-def judging(options: dict, task, where: str):
-  """{name: of a reward, its options} as a function; it gets the task if it asks."""
-  options = dict(options)
-  factory = build.find('jaxrl_llm.rewards', options.pop('name'), where)
-  if 'task' in build.signature(factory):
-    options['task'] = task
-  return build.call(factory, options, where)
-
-
-def make_tell(config, task) -> beside.Tell:
-  """What config.costs, config.judge and config.source.anchor say beside the reward."""
-  told = []
-  if config.get('costs'):
-    told.append(beside.costs(make_reward(config, task, 'costs')))
-  if config.source.get('anchor'):
-    told.append(beside.anchor(make_reward(config, task)))
-  if judge := config.get('judge'):
-    options = judge.to_dict()
-    both = options.pop('both_orders', False)
-    told.append(beside.duels(judging(options, task, 'config.judge'), both=both))
-  return beside.together(told)
 
 
 def completions(config, see, method, model, mesh) -> Feed:

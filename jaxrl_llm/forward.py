@@ -38,6 +38,7 @@ SENSORS = {
   'ref_logp': Sensor('frozen', 'ref', 'logp'),
   'dpo_logp': Sensor('frozen', 'dpo', 'logp'),
   'prm_logp': Sensor('params', 'prm', 'logp'),
+  'ema_logp': Sensor('frozen', 'ema', 'logp'),
 }
 
 # Fields of Batch read once per batch, without gradient, and the sensor that fills each.
@@ -48,6 +49,7 @@ OBSERVED = {
   'ref_logp': 'ref_logp',
   'dpo_logp': 'dpo_logp',
   'old_prm_logp': 'prm_logp',
+  'ema_logp': 'ema_logp',
 }
 
 

@@ -12,6 +12,8 @@ from jaxrl_llm.types import InputError, Params, State
 
 # Roles with a head of scores for a vocabulary's.
 SCORED = ('critic', 'cost_critic', 'reward')
+BORN = ('ref', 'ema')  # Frozen roles that start as the policy does.
+ADAPTED = ('ema',)  # Those of them that have adapters where the policy has.
 
 
 def lora(model) -> Lora | None:
@@ -35,7 +37,8 @@ def state(
   """Every role starts from the pretrained weights, where it belongs.
 
   With LoRA the weights are held once, as frozen['base']: trained roles have adapters
-  (and heads) of their own, and the reference is the base itself.
+  (and heads) of their own, and the reference is the base itself. An average of
+  policies has adapters too, at first the policy's.
 
   Args:
     model: a models.pretrained.Pretrained.
@@ -62,6 +65,8 @@ def state(
       | head(role, model.config.width)
       for i, role in enumerate(trained)
     }
+    averaged = [role for role in kept if role in ADAPTED]
+    frozen |= {r: jax.tree.map(jnp.copy, params['policy']) for r in averaged}
   frozen |= {role: other.params(place) for role, other in others.items()}
   found = State(
     step=jnp.int32(0),

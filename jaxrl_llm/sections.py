@@ -38,6 +38,8 @@ NOT_NEGATIVE = (
   'source.bucket',
   'source.slots',
   'source.turn_length',
+  'source.hints',
+  'source.pool',
   'model.lora.rank',
 )
 

@@ -40,6 +40,18 @@ class Text(NamedTuple):
   max_prompt: int  # Tokens; a longer prompt is an error, never cut.
 
 
+class Ask(NamedTuple):
+  """What turns questions into scored completions, one of each."""
+
+  sample: Callable  # Of group 1 (rollout.sampler.make_sampler).
+  text: Text
+  record: Callable[[int], Record]  # Of a Batch.prompt_id.
+  reward: Scorer
+  options: Callable[[int], draw.Options]
+  policy: Callable[[State], dict]
+  accuracy: str = ''  # The part of the reward that says what is right; all of it.
+
+
 def on_policy(
   *,
   sample,
@@ -51,6 +63,8 @@ def on_policy(
   policy=lambda state: state.params['policy'],
   greedy=None,
   tell: beside.Tell = beside.nothing,
+  accuracy: str = '',
+  index: Callable[[State, int], Sequence[int]] | None = None,
 ) -> Source:
   """Fresh completions of the current policy, scored.
 
@@ -66,18 +80,19 @@ def on_policy(
     greedy: a `sample` of one completion a prompt. Its likeliest completions are scored
       too: extra['greedy_reward'] [B] of the batch, for remax.
     tell: what else is said of the completions (beside.py).
+    accuracy: the part of the reward that is extra['accuracy'] [B, G], if any.
+    index: the records of a step, each once; the next `prompts` if None.
   """
 
   def source(state: State, step: int) -> Drawn:
     start = time.perf_counter()
-    records = [record(i) for i in range(step * prompts, (step + 1) * prompts)]
-    tokens, length = pad([text.encode(r.messages) for r in records], text.max_prompt)
-    ids = np.arange(step * prompts, (step + 1) * prompts, dtype=np.int32)
+    following = range(step * prompts, (step + 1) * prompts)
+    ids = np.array(index(state, step) if index else following, np.int32)
+    records = [record(int(i)) for i in ids]
     key = jax.random.fold_in(state.key, step)
     how = options(prompts)
-    asked, weights = (tokens, length, ids), policy(state)
-    run = lambda fn, how: jax.device_get(fn(weights, *asked, how, key, state.step))
-    rollout = run(sample, how)
+    asked = (records, text, policy(state), ids)
+    tokens, length, rollout = completed(sample, *asked, how, key, state.step)
     check_finite(rollout, step)
     sampled = time.perf_counter()
     rows = to_samples(rollout, records, text)
@@ -85,11 +100,12 @@ def on_policy(
     more = tell(rows, rollout.length.shape)
     cut = draw.truncates(how).any()
     batch = to_batch(tokens, length, rollout, total, truncated=cut)
-    batch = batch.replace(extra=more.extra)
+    batch = told_apart(batch, records, parts.get(accuracy))
+    batch = batch.replace(extra=batch.extra | more.extra)
     metrics = describe(batch, parts) | more.metrics
     if greedy:
       cold = how._replace(temperature=np.zeros_like(how.temperature))
-      alone = run(greedy, cold)
+      alone = completed(greedy, *asked, cold, key, state.step)[2]
       likeliest = reward(to_samples(alone, records, text))[0]
       batch, metrics = with_baseline(batch, metrics, alone, likeliest)
     shown = table(rows, total, parts | more.columns)
@@ -202,6 +218,13 @@ def host_rng(state: State, step: int) -> np.random.Generator:
   return np.random.default_rng([*np.asarray(jax.random.key_data(state.key)), step])
 
 
+def completed(sample, records, text: Text, params, ids, how, key, version):
+  """The prompts of records [N, P], their lengths, and the `Rollout` of `sample`."""
+  tokens, length = pad([text.encode(r.messages) for r in records], text.max_prompt)
+  rollout = sample(params, tokens, length, ids, how, key, version)
+  return tokens, length, jax.device_get(rollout)
+
+
 def pad(rows: Sequence[Sequence[int]], width: int) -> tuple[np.ndarray, np.ndarray]:
   """Token lists to ([N, width] int32 right-padded with 0, lengths [N])."""
   length = np.array([len(r) for r in rows], np.int32)
@@ -224,7 +247,12 @@ def trimmed(batch: Batch) -> Batch:
   t = types.bucket(batch.length.max(), batch.completions.shape[-1])
   sampled = ('completions', 'mask', 'behavior_logp', 'kept_mass')
   cut = {k: x[..., :t] for k in sampled if (x := vars(batch)[k]) is not None}
-  extra = {k: x[..., :t] if x.ndim == 3 else x for k, x in batch.extra.items()}
+  if batch.row_prompt is not None:
+    own = types.bucket(batch.row_prompt_length.max(), batch.row_prompt.shape[-1])
+    cut['row_prompt'] = batch.row_prompt[..., :own]
+  extra = {
+    k: x[..., :t] if x.ndim == 3 and k != 'duel' else x for k, x in batch.extra.items()
+  }
   return batch.replace(prompts=batch.prompts[:, :p], extra=extra, **cut)
 
 
@@ -268,36 +296,53 @@ def to_batch(
   )
 
 
+def told_apart(batch: Batch, records: Sequence[Record], accuracy=None) -> Batch:
+  """The batch with extra['question'] [B], the same whenever a question comes again,
+  and, if there is one, extra['accuracy'] [B, G].
+  """
+  ids = np.array([r.id for r in records], np.int32)
+  batch = batch.replace(extra=batch.extra | {'question': ids})
+  if accuracy is None:
+    return batch
+  return with_extra(batch, 'accuracy', accuracy.reshape(batch.length.shape))
+
+
+def with_extra(batch: Batch, name: str, x: np.ndarray) -> Batch:
+  """The batch with `x` as one more of `extra`."""
+  return batch.replace(extra=batch.extra | {name: np.float32(x)})
+
+
 def with_baseline(batch: Batch, metrics, greedy: Rollout, reward: np.ndarray):
   """The batch with the rewards [B] of greedy completions, and what these cost."""
-  extra = batch.extra | {'greedy_reward': reward.astype(np.float32)}
-  return batch.replace(extra=extra), metrics | {
+  return with_extra(batch, 'greedy_reward', reward), metrics | {
     'reward_greedy': float(reward.mean()),
     'tokens': metrics['tokens'] + float(greedy.length.sum()),
     'rollouts': metrics['rollouts'] + len(reward),
   }
 
 
+def seconds(start: float, sampled: float) -> dict[str, float]:
+  """The time of sampling, which has ended at `sampled`, and of scoring, which ends."""
+  now = time.perf_counter()
+  return {'seconds/rollout': sampled - start, 'seconds/reward': now - sampled}
+
+
 def describe(batch: Batch, parts: dict[str, np.ndarray]) -> dict[str, float]:
   """What a scored batch says of itself."""
+  there = batch.valid > 0
+  groups = [r[v] for r, v in zip(batch.reward, there)]
   means = {f'reward/{name}': float(x.mean()) for name, x in parts.items()}
   if batch.kept_mass is not None:
     means['kept_mass'] = float((batch.mask * batch.kept_mass).sum() / batch.mask.sum())
   return means | {
-    'reward': float(batch.reward.mean()),
-    'reward_std': float(batch.reward.std(1).mean()),
-    'groups_tied': float((np.ptp(batch.reward, axis=1) == 0).mean()),
-    'length': float(batch.mask.sum(-1).mean()),
-    'truncated': float(batch.truncated.mean()),
+    'reward': float(batch.reward[there].mean()),
+    'reward_std': float(np.mean([r.std() for r in groups])),
+    'groups_tied': float(np.mean([np.ptp(r) == 0 for r in groups])),
+    'length': float(batch.mask.sum(-1)[there].mean()),
+    'truncated': float(batch.truncated[there].mean()),
     'tokens': float(batch.mask.sum()),
-    'rollouts': float(batch.length.size),
+    'rollouts': float(there.sum()),
   }
-
-
-def seconds(start: float, sampled: float) -> dict[str, float]:
-  """How long it took to sample, and from then until now to score."""
-  scoring = time.perf_counter() - sampled
-  return {'seconds/rollout': sampled - start, 'seconds/reward': scoring}
 
 
 def table(rows: Sequence[Sample], reward: np.ndarray, columns) -> list[dict]:

@@ -73,6 +73,7 @@ class Batch:
   ref_logp: BGT | None = None
   dpo_logp: BGT | None = None  # Of the frozen policy that rto takes rewards from.
   old_prm_logp: BGT | None = None  # Of the reward model that prime trains.
+  ema_logp: BGT | None = None  # Of the average of past policies (controllers.follow).
   old_value: BGT | None = None
   old_cost_value: BGT | None = None  # Of the critic of costs (safe_rlhf).
   # Filled in by a method's `prepare`:
@@ -100,6 +101,7 @@ class Outputs:
   ref_logp: BGT | None = None
   dpo_logp: BGT | None = None
   prm_logp: BGT | None = None
+  ema_logp: BGT | None = None
   aux: 'Outputs | None' = None
 
 
@@ -118,7 +120,7 @@ class State:
   skipped: Array
   params: Params
   opt_state: Any
-  frozen: Params  # Reference policy, reward model: carried, never updated here.
+  frozen: Params  # Reference policy, reward model: moved by no gradient.
   extra: dict[str, Array]  # A method's own controllers, e.g. an adaptive beta.
   key: Array
 
@@ -199,6 +201,7 @@ PER_TOKEN = (
   'ref_logp',
   'dpo_logp',
   'old_prm_logp',
+  'ema_logp',
   'old_value',
   'old_cost_value',
 )
@@ -210,13 +213,18 @@ def check(batch: Batch) -> None:
   chex.assert_shape(batch.prompts, (b, None))
   shapes = {
     (b,): ('prompt_length', 'prompt_id'),
-    (b, g): ('length', 'valid', 'truncated', 'temperature', 'reward'),
+    (b, g): (
+      *('length', 'valid', 'truncated', 'temperature', 'reward'),
+      'row_prompt_length',
+    ),
     (b, g, t): ('mask', *PER_TOKEN),
   }
   for shape, names in shapes.items():
     for name in names:
       if (x := getattr(batch, name)) is not None and x.shape != shape:
         raise ValueError(wrong(name, x, shape, batch))
+  if batch.row_prompt is not None:
+    chex.assert_shape(batch.row_prompt, (b, g, None))
   x = batch.advantage
   if x is not None and x.shape not in ((b, g), (b, g, 1), (b, g, t)):
     due = f'{(b, g, t)}, {(b, g, 1)} or {(b, g)}'

@@ -14,7 +14,7 @@ from absl import flags
 from ml_collections import config_dict
 
 from configs import toy
-from jaxrl_llm import checkpoint, feeds, train
+from jaxrl_llm import asking, checkpoint, train
 from jaxrl_llm.models import config_json, pretrained, weights
 from jaxrl_llm.types import InputError
 
@@ -276,7 +276,7 @@ def late():
   [('raises', 'ValueError: boom'), ('nan', 'returned nan'), ('none', 'returned None')],
 )
 def test_rewards(monkeypatch, tmp_path, name, words):
-  monkeypatch.setattr(feeds.held_out, 'make_held_out', lambda *a, **k: None)
+  monkeypatch.setattr(asking.held_out, 'make_held_out', lambda *a, **k: None)
   c = runs.config(evaluation=dict(every=0))
   c.rewards = dict(mine=dict(name=f'test_bad_input.{name}'))
   said = refused(c, tmp_path / 'run')

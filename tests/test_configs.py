@@ -43,8 +43,8 @@ def test_a_config_is_plain_data_and_names_a_method(path):
       build.find(f'jaxrl_llm.{part.replace("task", "tasks")}', c[part].name, part)
 
 
-def test_there_are_thirty_eight_methods():
-  assert len(METHODS) == 38
+def test_there_are_forty_methods():
+  assert len(METHODS) == 40
   assert set(QUICK) < set(METHODS)
 
 

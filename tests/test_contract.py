@@ -59,6 +59,11 @@ METHODS = {
   'cgpo_crpg': {},
   'cgpo_codpo': {},
   'cgpo_crraft': {},
+  'grpo_care': {},
+  'rollout_gdro': {
+    **{'prompts': 16, 'history': 4, 'count': 3},
+    **{'least': 2, 'most': 4, 'mean': 2},
+  },
 }
 every_method = pytest.mark.parametrize('name', METHODS)
 

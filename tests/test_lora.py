@@ -148,6 +148,8 @@ FIRST = {
   'cgpo_crpg': dict(kl_ref_seq=0.0),
   'cgpo_codpo': dict(margin=0.0),
   'cgpo_crraft': dict(kl_ref_seq=0.0),
+  'prompt_gdro': dict(kl_ref=0.0),
+  'rollout_gdro': dict(kl_ref=0.0),
 }
 # Half the time to compile.
 QUICK = {'xla_backend_optimization_level': 0}
@@ -158,6 +160,7 @@ ALIKE = ('dr_grpo', 'dapo', 'cispo', 'orpo', 'two_grpo', 'gmpo', 'gpg', 'opo', '
 ALIKE += ('raft', 'ma_rlhf', 'reinforce_pp_baseline', 'remax', 'prompt_gdro')
 ALIKE += ('hc_rlhf', 'think_rm_pairwise', 'pairwise_ppo')
 ALIKE += ('cgpo_crpg', 'cgpo_codpo', 'cgpo_crraft')
+ALIKE += ('rollout_gdro',)
 
 
 @pytest.mark.parametrize('name', unless_slow(test_contract.METHODS, slow=ALIKE))
@@ -173,7 +176,7 @@ def test_every_method_trains_adapters_alone(name):
   tx = optax.adam(1e-2)
   roles = forward.roles(assemble.all_needs(method))
   mesh = sharding.make_mesh(fsdp=1)
-  others = {role: model for role in roles['frozen'] - {'ref'}}
+  others = {role: model for role in roles['frozen'] - {*initial.BORN}}
   state = initial.state(
     model, roles, tx, mesh, lora=low_rank, others=others, extra=method.extra, seed=0
   )
@@ -181,7 +184,7 @@ def test_every_method_trains_adapters_alone(name):
     s.role: decoder.Decoder(
       model.config,
       scores=int(s.role in initial.SCORED),
-      lora=None if s.tree == 'frozen' else low_rank,
+      lora=low_rank if s.tree == 'params' or s.role in initial.ADAPTED else None,
     )
     for s in forward.SENSORS.values()
   }
@@ -195,7 +198,8 @@ def test_every_method_trains_adapters_alone(name):
   for _ in range(2):
     state, _ = update(state, toy.batch())
   assert int(state.applied) == 3
-  assert first.frozen.keys() == {'base', *others}
+  followers = roles['frozen'] & {*initial.ADAPTED}
+  assert first.frozen.keys() == {'base', *others, *followers}
   jax.tree.map(np.testing.assert_array_equal, state.frozen['base'], base)
   flat = flax.traverse_util.flatten_dict
   low = {('layers', f'{m}_lora_{x}') for m in 'qv' for x in 'ab'}

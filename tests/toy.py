@@ -11,6 +11,7 @@ from jaxrl_llm.types import Batch, Outputs, State
 
 B, G, P, T, V = 8, 2, 3, 5, 5
 SGD = optax.sgd(1.0)
+FROZEN = {'ref': 1, 'dpo': 3, 'ema': 4}  # Role to seed.
 
 
 def float64():
@@ -80,7 +81,7 @@ def state(tx=SGD, seed=0) -> State:
     skipped=jnp.int32(0),
     params=params,
     opt_state=tx.init(params),
-    frozen={'ref': tables(seed + 1)['policy'], 'dpo': tables(seed + 3)['policy']},
+    frozen={r: tables(seed + i)['policy'] for r, i in FROZEN.items()},
     extra={},
     key=jax.random.key(seed + 2),
   )
@@ -105,4 +106,6 @@ def batch(seed=0, g=G) -> Batch:
   }
   extra = {k: x.astype(np.float32) for k, x in extra.items()}
   extra['turn'] = (1 + (np.arange(T) > 2)) * np.asarray(made.mask, np.int32)
+  last = np.arange(T) == np.asarray(made.length)[..., None] - 1
+  extra['answer'] = last.astype(np.float32)
   return jax.tree.map(jnp.asarray, made.replace(reward=reward, extra=extra))

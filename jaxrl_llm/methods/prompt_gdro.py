@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrl_llm.methods.grpo import grpo
-from jaxrl_llm.ops import advantages, bins, sequences, surrogates
-from jaxrl_llm.types import InputError, Method
+from jaxrl_llm.ops import bins
+from jaxrl_llm.types import Method
 
 
 def prompt_gdro(
@@ -35,53 +35,33 @@ def prompt_gdro(
   clip_high: float = 0.28,
   beta: float = 0.001,
 ) -> Method:
-  """`prompts`: how many are told apart, by prompt_id modulo this; `count` bins."""
-  if signal not in ('loss', 'reward'):
-    raise InputError(f"prompt_gdro: signal={signal!r}; give 'loss' or 'reward'.")
+  """`prompts`: how many are told apart, by question modulo this; `count` bins."""
+  bins.check_signal('prompt_gdro', signal)
   plain = grpo(clip_low=clip_low, clip_high=clip_high, beta=beta)
 
   def prepare(state, batch):
-    who = batch.prompt_id % prompts
-    mine = state.extra['gdro_bin'][who].astype(jnp.int32)
     score = jnp.clip(state.extra['gdro_score'], -bound, bound)
-    raw = jnp.clip(advantages.group_norm(batch.reward, batch.valid), -5.0, 5.0)
-    weight = jnp.minimum(jnp.exp(eta * score), cap)[mine]
-    passed = ((batch.reward > 0.5) & (batch.valid > 0)).any(1)
-    state = state.replace(
-      extra=bins.visited(state.extra, who, passed, count, hysteresis)
-    )
-    extra = batch.extra | {'gdro_bin': mine, 'gdro_raw': raw}
-    adv = (weight[:, None] * raw)[..., None]
-    return state, batch.replace(advantage=adv, extra=extra)
+    state, batch = bins.looked_up(state, batch, count, hysteresis)
+    weight = jnp.minimum(jnp.exp(eta * score), cap)[batch.extra['gdro_bin']]
+    adv = (weight[:, None] * batch.extra['gdro_raw'])[..., None]
+    return state, batch.replace(advantage=adv)
 
   def loss(out, batch):
     value, found = plain.loss(out, batch)
-    return value, found | by_bin(out, batch, clip_low, clip_high, count)
+    return value, found | bins.losses(out, batch, clip_low, clip_high, count)
 
   def after(state, batch, found):
-    told = jnp.stack([found[f'gdro_loss/{i}'] for i in range(count)])
-    return steered(state, batch, told if signal == 'loss' else None, ema, floor)
+    told = bins.signalled(batch, found, count, signal)
+    return steered(state, batch, told, ema, floor)
 
   extra = bins.start(prompts, history) | {'gdro_score': np.zeros(count)}
   return plain._replace(loss=loss, prepare=prepare, after=after, extra=extra)
 
 
-def by_bin(out, batch, low: float, high: float, count: int) -> dict:
-  """The unweighted loss of each bin, as metrics."""
-  ratio = surrogates.ratio(out.logp, batch.old_logp)
-  raw = batch.extra['gdro_raw'][..., None]
-  gain = surrogates.clipped(ratio, raw, low=low, high=high)
-  rows = (sequences.seq_mean(-gain, batch.mask) * batch.seq_weight).sum(1)
-  share, which = batch.seq_weight.sum(1), batch.extra['gdro_bin']
-  pair = lambda here: (jnp.sum(rows * here), jnp.sum(share * here))
-  return {f'gdro_loss/{i}': pair(which == i) for i in range(count)}
-
-
 def steered(state, batch, told, ema: float, floor: float):
-  """The state with moved scores: by `told` [count], or by minus the mean reward."""
+  """The state with scores moved by `told` [count]."""
   old, which = state.extra['gdro_score'], batch.extra['gdro_bin']
-  size, mean = bins.means(which, batch.reward, batch.valid, len(old))
-  told = -mean if told is None else told
+  size, _ = bins.means(which, batch.reward, batch.valid, len(old))
   told /= jnp.maximum(size / jnp.maximum(size.sum(), 1.0), floor)
   score = jnp.where(size > 0, (1 - ema) * old + ema * told, old)
   return state.replace(extra=state.extra | {'gdro_score': score})

@@ -3,7 +3,8 @@
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl_llm.types import BG, Array
+from jaxrl_llm.ops import advantages, sequences, surrogates
+from jaxrl_llm.types import BG, Array, Batch, InputError, Metrics, Outputs, State
 
 
 def start(prompts: int, history: int) -> dict[str, np.ndarray]:
@@ -43,3 +44,42 @@ def means(which: Array, x: BG, valid: BG, count: int) -> tuple[Array, Array]:
   member = (which[None] == jnp.arange(count)[:, None]) & there[None]
   size = member.sum(1)
   return size, (member * each[None]).sum(1) / jnp.maximum(size, 1)
+
+
+# ---- What prompt_gdro and rollout_gdro share -----------------------------------------
+
+
+def check_signal(method: str, signal: str) -> None:
+  if signal not in ('loss', 'reward'):
+    raise InputError(f"{method}: signal={signal!r}; give 'loss' or 'reward'.")
+
+
+def looked_up(state: State, batch: Batch, count: int, margin: float):
+  """The state after this visit, and the batch with each prompt's bin before it [B] and
+  grpo's advantage, held within 5 [B, G].
+  """
+  who = batch.extra.get('question', batch.prompt_id) % len(state.extra['gdro_bin'])
+  mine = state.extra['gdro_bin'][who].astype(jnp.int32)
+  raw = jnp.clip(advantages.group_norm(batch.reward, batch.valid), -5.0, 5.0)
+  passed = ((batch.reward > 0.5) & (batch.valid > 0)).any(1)
+  state = state.replace(extra=visited(state.extra, who, passed, count, margin))
+  extra = batch.extra | {'gdro_bin': mine, 'gdro_raw': raw}
+  return state, batch.replace(extra=extra)
+
+
+def losses(out: Outputs, batch: Batch, low: float, high: float, count: int) -> Metrics:
+  """The unweighted loss of each bin."""
+  ratio = surrogates.ratio(out.logp, batch.old_logp)
+  raw = batch.extra['gdro_raw'][..., None]
+  gain = surrogates.clipped(ratio, raw, low=low, high=high)
+  rows = (sequences.seq_mean(-gain, batch.mask) * batch.seq_weight).sum(1)
+  share, which = batch.seq_weight.sum(1), batch.extra['gdro_bin']
+  pair = lambda here: (jnp.sum(rows * here), jnp.sum(share * here))
+  return {f'gdro_loss/{i}': pair(which == i) for i in range(count)}
+
+
+def signalled(batch: Batch, found: Metrics, count: int, signal: str) -> Array:
+  """How much each bin loses [count]: its loss, or minus its mean reward."""
+  if signal == 'loss':
+    return jnp.stack([found[f'gdro_loss/{i}'] for i in range(count)])
+  return -means(batch.extra['gdro_bin'], batch.reward, batch.valid, count)[1]

@@ -33,9 +33,15 @@ def first_number(text: str) -> str | None:
 
 def answer_tag(text: str) -> str | None:
   """What stands in the last <answer>...</answer>, stripped."""
+  start, end = answer_span(text) or (0, -1)
+  return text[start:end].strip() if end >= 0 else None
+
+
+def answer_span(text: str) -> tuple[int, int] | None:
+  """Where the characters between the last <answer> and </answer> begin and end."""
   end = text.rfind('</answer>')
   start = text.rfind('<answer>', 0, max(end, 0))
-  return text[start + len('<answer>') : end].strip() if start >= 0 else None
+  return (start + len('<answer>'), end) if start >= 0 else None
 
 
 def boxed(text: str) -> str | None:

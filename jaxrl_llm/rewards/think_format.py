@@ -8,7 +8,7 @@ import re
 from jaxrl_llm.rewards.sample import Reward, Sample
 
 TAGS = ('<think>', '</think>', '<answer>', '</answer>')
-FORM = re.compile(r'<think>(.*?)</think>\s*<answer>(.*?)</answer>', re.DOTALL)
+FORM = re.compile(r'\s*<think>(.*?)</think>\s*<answer>(.*?)</answer>\s*', re.DOTALL)
 
 
 def think_format(*, allow_empty: bool = False) -> Reward:
@@ -19,13 +19,17 @@ def think_format(*, allow_empty: bool = False) -> Reward:
   """
 
   def reward(sample: Sample) -> float:
-    text = sample.completion.strip()
-    # Counted first: with each tag once the search below is linear.
-    if any(text.count(tag) != 1 for tag in TAGS):
-      return 0.0
-    match = FORM.fullmatch(text)
+    match = matched(sample.completion)
     if match is None:
       return 0.0
     return float(allow_empty or all(part.strip() for part in match.groups()))
 
   return reward
+
+
+def matched(text: str) -> re.Match | None:
+  """The text as its two parts, or None if it has another form."""
+  # Counted first: with each tag once the search below is linear.
+  if any(text.count(tag) != 1 for tag in TAGS):
+    return None
+  return FORM.fullmatch(text)

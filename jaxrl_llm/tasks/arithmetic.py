@@ -57,7 +57,7 @@ def arithmetic(
       if negative or answer >= 0:
         text = template.format(a=values[0], op=signs[0], b=rest(values, signs))
         messages = records.chat(text, system=system, suffix=suffix)
-        return Record(id, messages, str(answer), {})
+        return Record(id, messages, str(answer), {}, hints(values, signs))
     raise InputError(
       f'arithmetic: no answer of 1000 questions from {low} to {high} is 0 or above; '
       'set negative=True or raise the range.'
@@ -81,6 +81,38 @@ def evaluate(values: Sequence[int], signs: Sequence[str]) -> int:
     else:
       total.append(value if sign == '+' else -value)
   return sum(total)
+
+
+def hints(values: Sequence[int], signs: Sequence[str]) -> dict[str, list[str]]:
+  """Rules, a plan, and the plan worked out but for its last step."""
+  terms, left, plan, steps = [values[0]], [], [], []
+  for sign, value in zip(signs, values[1:]):
+    if sign == '*':
+      plan.append(f'Multiply {terms[-1]} by {value}.')
+      steps.append((f'{terms[-1]} * {value}', terms[-1] * value))
+      terms[-1] *= value
+    else:
+      terms.append(value)
+      left.append(sign)
+  total = terms[0]
+  plan += [f'Start with {total}.'] if left else []
+  for sign, term in zip(left, terms[1:]):
+    for part in tens_and_ones(term):
+      plan.append(f'{"Add" if sign == "+" else "Subtract"} {part}.')
+      result = total + part if sign == '+' else total - part
+      steps.append((f'{total} {sign} {part}', result))
+      total = result
+  rules = ['Multiply before you add or subtract.'] if '*' in signs else []
+  rules += ['Work from left to right.', 'Take the tens first, then the ones.']
+  worked = [f'{step} = {result}.' for step, result in steps[:-1]]
+  worked.append(f'What is left is {steps[-1][0]}.')
+  return {'knowledge': rules, 'planning': plan, 'solution': worked}
+
+
+def tens_and_ones(value: int) -> list[int]:
+  """25 is 20 and 5; what has no two such parts stays as it is."""
+  ones = value % 10
+  return [value - ones, ones] if value > 10 and ones else [value]
 
 
 def rest(values: Sequence[int], signs: Sequence[str]) -> str:

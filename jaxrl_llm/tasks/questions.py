@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import re
 from typing import Any
 
 import numpy as np
@@ -59,7 +60,9 @@ def questions(
       kinds.spoken(asked)
     else:
       asked = records.chat(field(row, question), system=system, suffix=suffix)
-    return Record(number, asked, gold(reference), {'reference': reference})
+    right = gold(reference)
+    hints = {'solution': worked(reference, right)}
+    return Record(number, asked, right, {'reference': reference}, hints)
 
   test = read(test_path, record)
   test = test[:limit] if limit else test
@@ -80,6 +83,22 @@ def questions(
   return Task(
     'questions', cycle(train, seed), tuple(test), check, digest.hexdigest(), report
   )
+
+
+def worked(reference: str, answer: str, count: int = 4) -> list[str]:
+  """The sentences of a worked solution in `count` parts at most, without those that
+  say the answer.
+  """
+  text = re.sub(r'<<[^<>]*>>', '', reference.rpartition('####')[0])
+  numbers_of = lambda s: (m.group() for m in extraction.NUMBER.finditer(s))
+  kept = [
+    sentence.strip()
+    for sentence in re.split(r'(?<=[.!?])\s+|\n', text)
+    if sentence.strip()
+    and not any(numbers.equal(answer, n) for n in numbers_of(sentence))
+  ]
+  parts = np.array_split(np.array(kept, object), min(count, max(len(kept), 1)))
+  return [' '.join(part) for part in parts if len(part)]
 
 
 def read(path: str, convert) -> list[Record]:

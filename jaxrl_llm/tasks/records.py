@@ -14,6 +14,7 @@ class Record(NamedTuple):
   messages: list[dict[str, str]]  # role and content, as chat templates take them.
   answer: str
   extra: dict[str, Any]  # Whatever else the checker reads.
+  hints: dict[str, list[str]] = {}  # By category (scaffold.py), the least help first.
 
 
 class Env(NamedTuple):
