@@ -16,6 +16,7 @@ from jaxrl_llm import (
   initial,
   reference,
   sections,
+  selection,
   sharding,
   sources,
   step,
@@ -29,6 +30,11 @@ from jaxrl_llm.ops import importance
 from jaxrl_llm.rollout import draw
 from jaxrl_llm.types import InputError, Method, State
 
+BAND = {'low': 0.5, 'cap': 2.0}  # Of importance weights.
+IMPORTANCE = {
+  name: vars(importance)[name]
+  for name in ('token', 'sequence', 'icepop', 'mis', 'geometric')
+}
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
 
@@ -90,24 +96,36 @@ def assemble(config) -> Run:
 
 
 def make_method(config) -> Method:
-  """The method that config.method names, with config.plan's entropy bonus."""
+  """The method that config.method names, with what config.plan wraps around it."""
   options, u = config.method.to_dict(), config.plan
   method = build.method(options.pop('name'), **options)
-  if not (coef := u.get('entropy_coef', 0.0)):
-    return method
-  target, delta = u.get('entropy_target', 0.0), u.get('entropy_delta', 0.0)
-  return entropy.with_entropy(method, coef=coef, target=target, delta=delta)
+  if coef := u.get('entropy_coef', 0.0):
+    target, delta = u.get('entropy_target', 0.0), u.get('entropy_delta', 0.0)
+    method = entropy.with_entropy(method, coef=coef, target=target, delta=delta)
+  if share := u.get('clip_cov', 0.0):
+    low, high = u.get('clip_cov_low', 1.0), u.get('clip_cov_high', 5.0)
+    method = selection.with_clip_cov(method, share=share, low=low, high=high)
+  if share := u.get('kl_cov', 0.0):
+    coef = u.get('kl_cov_coef', 0.1)
+    method = selection.with_kl_cov(method, share=share, coef=coef)
+  if (share := u.get('top_entropy', 1.0)) != 1:
+    method = selection.with_top_entropy(method, share=share)
+  return method
 
 
 def make_importance(config):
-  """config.plan.importance, a function of ops/importance.py, with its cap; or None."""
-  name, cap = config.plan.get('importance'), config.plan.get('importance_cap', 2.0)
-  if not name:
+  """config.plan.importance, a function of ops/importance.py, with its band; or None."""
+  if not (name := config.plan.get('importance')):
     return None
-  if not cap >= 1:
-    raise InputError(f'config.plan.importance_cap={cap!r}; give at least 1.')
-  table = {'token': importance.token, 'sequence': importance.sequence}
-  return functools.partial(choose(table, name, 'config.plan.importance'), cap=cap)
+  low, cap = (config.plan.get(f'importance_{k}', x) for k, x in BAND.items())
+  if not 0 <= low <= 1 <= cap:
+    raise InputError(
+      f'config.plan: importance_low={low!r} and importance_cap={cap!r}; give the first '
+      'from 0 to 1 and the second at least 1.'
+    )
+  fn = choose(IMPORTANCE, name, 'config.plan.importance')
+  band = {'low': low, 'cap': cap}
+  return functools.partial(fn, **{k: band[k] for k in band if k in build.signature(fn)})
 
 
 def make_decoders(config, model, mesh, adapters) -> dict[str, Decoder]:

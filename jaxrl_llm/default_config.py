@@ -17,8 +17,11 @@ def default_config(name: str, method: str) -> config_dict.ConfigDict:
   c.method = build.defaults(method)
   c.plan = dict(epochs=1, minibatches=1, microbatches=1)
   c.plan.update(pack=0, pack_rows=1)
-  c.plan.update(importance='', importance_cap=2.0, trust_sampler=False)
+  c.plan.update(importance='', importance_low=0.5, importance_cap=2.0)
+  c.plan.trust_sampler = False
   c.plan.update(entropy_coef=0.0, entropy_target=0.0, entropy_delta=0.0)
+  c.plan.update(top_entropy=1.0, clip_cov=0.0, clip_cov_low=1.0, clip_cov_high=5.0)
+  c.plan.update(kl_cov=0.0, kl_cov_coef=0.1)
   c.optimizer = dict(policy=adam(2e-5))
   c.mesh = dict(data=1, fsdp=-1, tensor=1)
   c.evaluation = dict(every=20, batch=50)

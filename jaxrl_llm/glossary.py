@@ -25,6 +25,7 @@ GLOSSARY: dict[str, str] = {
   'gdro_loss/': 'Mean loss of the prompts of one difficulty bin; 0 is the hardest.',
   'entropy': "Mean entropy of the policy's next token, in nats.",
   'entropy_coef': 'Coefficient of the entropy bonus in this step.',
+  'kl_cov': 'Mean |log pi / pi_old| of the tokens that kl_cov penalises.',
   'mismatch': 'Mean gap between the log-probs of sampler and trainer, same parameters.',
   'max/mismatch': 'The largest such difference of the step.',
   'mismatch_k3': 'KL from the sampler to the trainer by k3, in nats per token.',
