@@ -19,6 +19,8 @@ def get_config(method: str = 'grpo') -> config_dict.ConfigDict:
   c.source = sampled(16, 8, 16, 6)
   if method == 'remax':
     c.source.greedy = True
+  if method == 'grpo_process':
+    c.source.steps = 'a'  # Every a ends a step, in want of lines.
   if method in ('two_grpo', 'rebel'):
     c.source.group = 2
   if method == 'rto':

@@ -257,5 +257,6 @@ def specimen(config, source: sources.Source, state: State) -> types.Batch:
     behavior_logp=zeros,
     kept_mass=zeros if draw.truncates(how).any() else None,
     order=order,
-    extra={'greedy_reward': zeros[:, 0, 0]} if s.get('greedy') else {},
+    extra=({'greedy_reward': zeros[:, 0, 0]} if s.get('greedy') else {})
+    | ({'step_end': zeros, 'step_reward': zeros} if s.get('steps') else {}),
   )

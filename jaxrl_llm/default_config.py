@@ -34,7 +34,7 @@ def sampled(prompts: int, group: int, max_prompt: int, max_length: int) -> dict:
   """A source of fresh completions: prompts a batch, completions of each, tokens.
 
   `slots` is how many prompts decode at once, 0 all; `limit` is of until_mixed alone;
-  `greedy` is for remax; `filter` is one of filtration.py.
+  `greedy` is for remax, `steps` for grpo_process; `filter` is one of filtration.py.
   """
   return dict(
     name='on_policy',
@@ -50,6 +50,7 @@ def sampled(prompts: int, group: int, max_prompt: int, max_length: int) -> dict:
     top_p=1.0,
     min_p=0.0,
     greedy=False,
+    steps='',
     filter='',
   )
 

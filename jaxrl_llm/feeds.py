@@ -63,6 +63,7 @@ def questions(config, decoder, model, text, mesh) -> Feed:
     reward=make_reward(config, task),
     prompts=s.prompts,
     greedy=sampler(1, s.get('slots', 0)) if s.get('greedy') else None,
+    steps=s.get('steps', ''),
     options=functools.partial(options, temperature=s.temperature, **draw.truncation(s)),
   )
   if s.name == 'until_mixed':

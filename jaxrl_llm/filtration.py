@@ -40,8 +40,8 @@ def filtered(source: Source, kind: str) -> Source:
     b, g = batch.reward.shape
     shares = [(w := weights(reward, kind)) / w.sum() for reward in batch.reward]
     rows = np.stack([rng.choice(g, g, p=share) for share in shares])
-    whole = ('prompts', 'prompt_length', 'prompt_id', 'extra')
-    pick = lambda x: x[np.arange(b)[:, None], rows]
+    whole = ('prompts', 'prompt_length', 'prompt_id')
+    pick = lambda x: x if x.ndim < 2 else x[np.arange(b)[:, None], rows]
     kept = {k: vars(batch)[k] for k in whole}
     return jax.tree.map(pick, batch.replace(**dict.fromkeys(whole))).replace(**kept)
 

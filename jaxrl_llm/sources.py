@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from jaxrl_llm import types
+from jaxrl_llm import process, types
 from jaxrl_llm.data.examples import Coded, Encoder, collate
 from jaxrl_llm.rewards.combine import Scorer
 from jaxrl_llm.rewards.sample import Sample
@@ -50,6 +50,7 @@ def on_policy(
   options: Callable[[int], draw.Options],
   policy=lambda state: state.params['policy'],
   greedy=None,
+  steps: str = '',
 ) -> Source:
   """Fresh completions of the current policy, scored.
 
@@ -64,6 +65,7 @@ def on_policy(
     policy: the state's parameters to sample with (forward.policy).
     greedy: a `sample` of one completion a prompt. Its likeliest completions are scored
       too: extra['greedy_reward'] [B] of the batch, for remax.
+    steps: what a step ends with; each has a reward then (process.py), for grpo_process.
   """
 
   def source(state: State, step: int) -> Drawn:
@@ -88,6 +90,8 @@ def on_policy(
       alone = jax.device_get(greedy(policy(state), *arrays, key, state.step))
       likeliest = reward(to_samples(alone, records, text))[0]
       batch, metrics = with_baseline(batch, metrics, alone, likeliest)
+    if steps:
+      batch = process.with_steps(batch, rows, text.decode, reward, steps)
     seconds = {
       'seconds/rollout': sampled - start,
       'seconds/reward': time.perf_counter() - sampled,
@@ -224,7 +228,8 @@ def trimmed(batch: Batch) -> Batch:
   t = types.bucket(batch.length.max(), batch.completions.shape[-1])
   sampled = ('completions', 'mask', 'behavior_logp', 'kept_mass')
   cut = {k: x[..., :t] for k in sampled if (x := vars(batch)[k]) is not None}
-  return batch.replace(prompts=batch.prompts[:, :p], **cut)
+  extra = {k: x[..., :t] if x.ndim == 3 else x for k, x in batch.extra.items()}
+  return batch.replace(prompts=batch.prompts[:, :p], extra=extra, **cut)
 
 
 def check_finite(rollout: Rollout, step: int) -> None:
@@ -269,7 +274,8 @@ def to_batch(
 
 def with_baseline(batch: Batch, metrics, greedy: Rollout, reward: np.ndarray):
   """The batch with the rewards [B] of greedy completions, and what these cost."""
-  batch = batch.replace(extra={'greedy_reward': reward.astype(np.float32)})
+  extra = batch.extra | {'greedy_reward': reward.astype(np.float32)}
+  batch = batch.replace(extra=extra)
   return batch, metrics | {
     'reward_greedy': float(reward.mean()),
     'tokens': metrics['tokens'] + float(greedy.length.sum()),

@@ -50,6 +50,7 @@ METHODS = {
   'rto': {},
   'prime': {},
   'prompt_gdro': {'prompts': 16, 'history': 4, 'count': 3},
+  'grpo_process': {},
 }
 every_method = pytest.mark.parametrize('name', METHODS)
 
@@ -322,7 +323,7 @@ def test_improves_its_toy(name):
   step = jax.jit(make_update_step(toy.forward, tx, method(name)))
   batch = toy.batch(3)
   reward = jnp.stack([jnp.ones(toy.B), -jnp.ones(toy.B)], 1)
-  batch = batch.replace(reward=reward)
+  batch = toy.scored(batch, reward)
   state = start(name, tx)
 
   def gap(state):

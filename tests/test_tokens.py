@@ -12,9 +12,12 @@ from test_by_hand import one
 from test_contract import check_same
 from test_identities import close, gradient, off_policy, update
 
-from jaxrl_llm import build, packing, selection, sharding
-from jaxrl_llm.ops import importance
+from jaxrl_llm import build, packing, process, selection, sharding, types
+from jaxrl_llm.ops import advantages, importance, sequences
+from jaxrl_llm.rewards.combine import weighted
+from jaxrl_llm.rewards.sample import Sample
 from jaxrl_llm.step import clean, make_update_step, weigh
+from jaxrl_llm.tasks.records import Record
 from jaxrl_llm.types import InputError, Outputs
 
 method = build.method
@@ -282,3 +285,58 @@ def test_selections_by_flag():
   found = run.update(run.state, sharding.put_batch(batch, run.mesh))[1]
   assert float(found['kl_cov']) > 0
   assert float(found['grad_norm/policy']) > 0
+
+
+# ---- Steps ---------------------------------------------------------------------------
+
+
+def test_process_supervision_by_hand():
+  # Steps end at tokens 2 and 4 | 3; rewards (0, 1 | 2): mean 1, deviation sqrt(2/3).
+  # Normalised (-s, 0 | s) with s = sqrt(3/2); what is still to come of each token.
+  end = jnp.array([[[0.0, 1.0, 0.0, 1.0], [0.0, 0.0, 1.0, 0.0]]])
+  reward = jnp.array([[[9.0, 0.0, 9.0, 1.0], [9.0, 9.0, 2.0, 9.0]]])
+  s = np.sqrt(1.5)
+  got = advantages.group_steps(reward, end, eps=0.0)
+  close(got, [[[-s, -s, 0, 0], [s, s, s, 0]]])
+  tie = advantages.group_steps(jnp.full_like(reward, 0.1), end)
+  np.testing.assert_array_equal(tie, jnp.zeros_like(reward))
+
+
+def test_one_step_is_outcome_supervision():
+  batch = off_policy(toy.batch(1, g=4))
+  last = sequences.at_last(jnp.ones_like(batch.reward), batch.mask)
+  steps = {'step_end': last, 'step_reward': last * batch.reward[..., None]}
+  got = gradient(method('grpo_process'), batch.replace(extra=steps))
+  close(got, gradient(method('grpo'), batch))
+  with pytest.raises(InputError, match=r'config\.source\.steps'):
+    update(method('grpo_process'), batch.replace(extra={}))
+
+
+def test_steps_are_scored_as_far_as_they_are_written():
+  """The reward counts letters: 'ab', then 'abba' and the rest."""
+  decode = lambda ids: ''.join('?ab'[i] for i in ids)
+  batch = types.make_batch(
+    np.zeros((1, 1), np.int32),
+    np.ones(1, np.int32),
+    np.array([[[1, 2, 2, 1, 0], [1, 1, 2, 1, 1]]], np.int32),
+    np.array([[4, 2]], np.int32),
+  )
+  whole = Sample('', '', 9, False, Record(0, (), '', {}))
+  samples = [whole._replace(completion='abba'), whole._replace(completion='aa')]
+  reward = weighted({'length': (2.0, lambda s: s.tokens + len(s.completion))})
+  got = process.with_steps(batch, samples, decode, reward, 'b').extra
+  np.testing.assert_array_equal(got['step_end'], [[[0, 1, 1, 1, 0], [0, 1, 0, 0, 0]]])
+  want = [[[0, 8, 12, 16, 0], [0, 8, 0, 0, 0]]]
+  np.testing.assert_array_equal(got['step_reward'], want)
+
+
+def test_steps_of_a_run():
+  """The last step's reward is the completion's; filtered rows take theirs along."""
+  run = runs.assembled(runs.config('grpo_process', source=dict(filter='best_worst')))
+  batch = run.source(run.state, 0).batch
+  end, reward = batch.extra['step_end'], batch.extra['step_reward']
+  assert end.shape == batch.mask.shape
+  last = np.take_along_axis(reward, batch.length[..., None] - 1, 2)[..., 0]
+  np.testing.assert_array_equal(last, batch.reward)
+  assert batch.reward.std() > 0
+  assert (end <= batch.mask).all()

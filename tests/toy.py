@@ -96,4 +96,13 @@ def batch(seed=0, g=G) -> Batch:
   )
   reward = np.sign(rng.normal(size=(B, g))).astype(np.float32)
   extra = {'greedy_reward': np.sign(rng.normal(size=B)).astype(np.float32)}
-  return jax.tree.map(jnp.asarray, made.replace(reward=reward, extra=extra))
+  return scored(jax.tree.map(jnp.asarray, made.replace(extra=extra)), reward)
+
+
+def scored(batch, reward) -> Batch:
+  """The batch with rewards [B, G], of its completions and of their steps of two."""
+  reward = jnp.asarray(reward)
+  left = jnp.cumsum(batch.mask[..., ::-1], -1)[..., ::-1]
+  end = batch.mask * (left % 2)
+  steps = {'step_end': end, 'step_reward': end * reward[..., None]}
+  return batch.replace(reward=reward, extra=batch.extra | steps)
