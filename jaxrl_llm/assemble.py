@@ -14,6 +14,7 @@ from jaxrl_llm import (
   feeds,
   forward,
   initial,
+  pretraining,
   reference,
   sections,
   selection,
@@ -91,8 +92,9 @@ def assemble(config) -> Run:
   else:
     feed = feeds.questions(config, decoders['policy'], model, text, mesh)
   source = feeds.laid_out(feed.source, config, mesh)
-  jax.eval_shape(update_step, state, specimen(config, source, state))
-  return Run(state, update, source, *feed[1:], rates, mesh, model)
+  jax.eval_shape(update_step, state, specimen(config, source, state, feed.aux))
+  parts = (feed.evaluate, feed.data, feed.scores)
+  return Run(state, update, source, *parts, rates, mesh, model)
 
 
 def make_method(config) -> Method:
@@ -110,6 +112,10 @@ def make_method(config) -> Method:
     method = selection.with_kl_cov(method, share=share, coef=coef)
   if (share := u.get('top_entropy', 1.0)) != 1:
     method = selection.with_top_entropy(method, share=share)
+  if 'pretrain' in config:
+    if 'data' in config:
+      raise InputError('config.pretrain goes beside a task, not beside config.data.')
+    method = pretraining.with_pretraining(method, coef=config.pretrain.coef)
   return method
 
 
@@ -237,7 +243,7 @@ def make_optimizer(config, method: Method, total_updates: int):
   return build.optimizer(chosen, total_updates)
 
 
-def specimen(config, source: sources.Source, state: State) -> types.Batch:
+def specimen(config, source: sources.Source, state: State, aux) -> types.Batch:
   """A batch of the shapes to come: a step is checked before any model runs."""
   s, u = config.source, config.plan
   if 'data' in config:
@@ -257,6 +263,7 @@ def specimen(config, source: sources.Source, state: State) -> types.Batch:
     behavior_logp=zeros,
     kept_mass=zeros if draw.truncates(how).any() else None,
     order=order,
+    aux=aux(state, 0).batch if aux else None,
     extra=({'greedy_reward': zeros[:, 0, 0]} if s.get('greedy') else {})
     | ({'step_end': zeros, 'step_reward': zeros} if s.get('steps') else {}),
   )

@@ -70,6 +70,12 @@ def stored(prompts: int, max_prompt: int, max_length: int) -> dict:
   )
 
 
+def pretraining(coef: float, max_prompt: int, max_length: int) -> dict:
+  """config.pretrain: a table of demonstrations, learned beside what is sampled."""
+  source = stored(0, max_prompt, max_length)
+  return dict(coef=coef, source=source, data=files('demonstrations'))
+
+
 # Which stored completions a method learns from; the others sample their own.
 KINDS = {
   'sft': 'demonstrations',

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from ml_collections import config_dict
 
 from jaxrl_llm import (
   build,
@@ -37,6 +38,7 @@ class Feed(NamedTuple):
   evaluate: Callable[[State], held_out.Held]
   data: examples.Data  # Its digest and report; of a task nothing else.
   scores: reference.Scores | None = None  # To fill before the first batch.
+  aux: sources.Source | None = None  # A second stream, already in the source's batches.
 
 
 def questions(config, decoder, model, text, mesh) -> Feed:
@@ -66,6 +68,22 @@ def questions(config, decoder, model, text, mesh) -> Feed:
     steps=s.get('steps', ''),
     options=functools.partial(options, temperature=s.temperature, **draw.truncation(s)),
   )
+  source = shaped(source, s)
+  cold = functools.partial(options, temperature=0.0)
+  score = held_out.make_held_out(
+    sampler(1, config.evaluation.batch), text, task, options=cold
+  )
+  found = examples.Data((), (), task.digest, task.report)
+  aux = None
+  if 'pretrain' in config:
+    aux = pretraining(config, model, mesh)
+    second = lambda batch, *at: batch.replace(aux=aux(*at).batch)
+    source = sources.changed(source, second)
+  return Feed(source, lambda state: score(forward.policy(state)), found, aux=aux)
+
+
+def shaped(source: sources.Source, s) -> sources.Source:
+  """What config.source does with the completions that were sampled."""
   if s.name == 'until_mixed':
     source = sources.until_mixed(source, prompts=s.prompts, limit=s.limit)
   elif s.name != 'on_policy':
@@ -75,13 +93,7 @@ def questions(config, decoder, model, text, mesh) -> Feed:
     )
   if s.get('filter'):
     source = filtration.filtered(source, s.filter)
-  source = sources.changed(source, lambda rows, *_: sources.trimmed(rows))
-  cold = functools.partial(options, temperature=0.0)
-  score = held_out.make_held_out(
-    sampler(1, config.evaluation.batch), text, task, options=cold
-  )
-  found = examples.Data((), (), task.digest, task.report)
-  return Feed(source, lambda state: score(forward.policy(state)), found)
+  return sources.changed(source, lambda rows, *_: sources.trimmed(rows))
 
 
 def make_reward(config, task):
@@ -104,16 +116,7 @@ def make_reward(config, task):
 def completions(config, see, method, model, mesh) -> Feed:
   """Stored completions, and the method's metrics on held-out ones."""
   data, encode = load_data(config, model)
-  index, read = drawing(config, data, encode)
-  source = sources.dataset(
-    size=len(data.train),
-    read=read,
-    encode=encode,
-    prompts=config.source.prompts,
-    index=index,
-    share=sharding.host_rows(config.source.prompts, mesh),
-  )
-  source = sources.ahead(source)
+  source, index = stored_rows(config, data, encode, mesh)
   packed = packer(config, mesh) if config.plan.get('pack') else lambda b: b
   place = lambda batch: sharding.put_batch(packed(batch), mesh)
   shards, known, scores = sharding.shards(mesh), place, None
@@ -132,6 +135,29 @@ def completions(config, see, method, model, mesh) -> Feed:
     place=known,
   )
   return Feed(source, measure, data, scores)
+
+
+def pretraining(config, model, mesh) -> sources.Source:
+  """config.pretrain: a demonstration for every prompt of a batch."""
+  p = config.pretrain.to_dict()
+  own = dict(data=p['data'], source=p['source'] | {'prompts': config.source.prompts})
+  own |= dict(seed=config.seed, method={'name': 'sft'})
+  own = config_dict.ConfigDict(own)
+  return stored_rows(own, *load_data(own, model), mesh)[0]
+
+
+def stored_rows(config, data, encode, mesh) -> tuple[sources.Source, order.Index]:
+  """This process's rows of the training examples of each step, and which they are."""
+  index, read = drawing(config, data, encode)
+  source = sources.dataset(
+    size=len(data.train),
+    read=read,
+    encode=encode,
+    prompts=config.source.prompts,
+    index=index,
+    share=sharding.host_rows(config.source.prompts, mesh),
+  )
+  return sources.ahead(source), index
 
 
 def load_data(config, model) -> tuple[examples.Data, examples.Encoder]:

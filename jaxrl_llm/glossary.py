@@ -32,6 +32,7 @@ GLOSSARY: dict[str, str] = {
   'kept_mass': 'Mean share of the distribution that top-k, top-p and min-p keep.',
   'value_loss': 'Half the squared error of the critic, clipped, per token.',
   'nll': 'Negative log-likelihood: nats per token, or per pair for a reward model.',
+  'nll_pretrain': 'Negative log-likelihood of the demonstrations of config.pretrain.',
   'margin': 'Mean logit by which the chosen completion beats the rejected one.',
   'accuracy': 'Share of pairs whose chosen completion scores higher; a tie is half.',
   'reward_chosen': 'Mean implicit reward, beta log pi / ref, of chosen completions.',

@@ -75,8 +75,8 @@ def on_policy(
     ids = np.arange(step * prompts, (step + 1) * prompts, dtype=np.int32)
     key = jax.random.fold_in(state.key, step)
     how = options(prompts)
-    arrays = (tokens, length, ids, how)
-    rollout = jax.device_get(sample(policy(state), *arrays, key, state.step))
+    draws = lambda how: (policy(state), tokens, length, ids, how, key, state.step)
+    rollout = jax.device_get(sample(*draws(how)))
     check_finite(rollout, step)
     sampled = time.perf_counter()
     rows = to_samples(rollout, records, text)
@@ -86,10 +86,9 @@ def on_policy(
     metrics = describe(batch, parts)
     if greedy:
       cold = how._replace(temperature=np.zeros_like(how.temperature))
-      arrays = (tokens, length, ids, cold)
-      alone = jax.device_get(greedy(policy(state), *arrays, key, state.step))
-      likeliest = reward(to_samples(alone, records, text))[0]
-      batch, metrics = with_baseline(batch, metrics, alone, likeliest)
+      alone = jax.device_get(greedy(*draws(cold)))
+      score = reward(to_samples(alone, records, text))[0]
+      batch, metrics = with_baseline(batch, metrics, alone, score)
     if steps:
       batch = process.with_steps(batch, rows, text.decode, reward, steps)
     seconds = {

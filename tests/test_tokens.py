@@ -12,7 +12,17 @@ from test_by_hand import one
 from test_contract import check_same
 from test_identities import close, gradient, off_policy, update
 
-from jaxrl_llm import build, packing, process, selection, sharding, types
+from jaxrl_llm import (
+  assemble,
+  build,
+  default_config,
+  packing,
+  pretraining,
+  process,
+  selection,
+  sharding,
+  types,
+)
 from jaxrl_llm.ops import advantages, importance, sequences
 from jaxrl_llm.rewards.combine import weighted
 from jaxrl_llm.rewards.sample import Sample
@@ -340,3 +350,49 @@ def test_steps_of_a_run():
   np.testing.assert_array_equal(last, batch.reward)
   assert batch.reward.std() > 0
   assert (end <= batch.mask).all()
+
+
+# ---- Demonstrations beside -----------------------------------------------------------
+
+
+def with_demonstrations(batch):
+  """The batch with other completions, one a prompt, as its second stream."""
+  return batch.replace(aux=toy.batch(9, g=1))
+
+
+def test_pretraining_adds_the_gradient_of_sft():
+  batch = with_demonstrations(toy.batch())
+  m = pretraining.with_pretraining(method('ppo'), coef=3.0)
+  want = gradient(method('ppo')) + 3.0 * gradient(method('sft'), batch.aux)
+  close(gradient(m, batch), want, 2e-6)
+  got = update(m, batch, microbatches=4)
+  check_same(got, update(m, batch))
+  close(got[1]['nll_pretrain'], update(method('sft'), batch.aux)[1]['nll'])
+  laid = packing.pack(jax.tree.map(np.asarray, batch), 2 * (2 * toy.T + toy.P))
+  check_same(update(m, laid), got)
+
+
+def test_pretraining_refuses():
+  with pytest.raises(InputError, match='second stream of its own'):
+    pretraining.with_pretraining(method('kto'), coef=1.0)
+  with pytest.raises(InputError, match=r'pretrain\.coef=0'):
+    pretraining.with_pretraining(method('ppo'), coef=0.0)
+
+
+def test_pretraining_of_a_run():
+  """Demonstrations of the step, shuffled by the seed; a run of ppo learns them."""
+  c = runs.config('ppo')
+  c.pretrain = default_config.pretraining(10.0, 8, 4)
+  c.pretrain.data = dict(name='letters', kind='demonstrations', length=3, size=20)
+  run = runs.assembled(c)
+  state, seen, ids = run.state, [], []
+  for step in range(4):
+    batch = run.source(state, step).batch
+    state, found = run.update(state, sharding.put_batch(batch, run.mesh))
+    seen.append(float(found['nll_pretrain']))
+    ids += batch.aux.prompt_id.tolist()
+  assert seen[-1] < seen[0] - 0.1
+  assert sorted(ids[:20]) == list(range(20))  # An epoch has each once.
+  c.data = c.pretrain.data
+  with pytest.raises(InputError, match=r'not beside config\.data'):
+    assemble.make_method(c)
