@@ -61,19 +61,20 @@ def assemble(config) -> Run:
   mesh = make_mesh(config)
   text = make_text(config, model)
   adapters = initial.lora(config.model)
-  decoders = make_decoders(config, model, mesh, adapters)
+  needed = roles(config, method)
+  others = other_models(config, model, needed['frozen'])
+  decoders = make_decoders(config, model, others, mesh, adapters)
   see = forward.make_forward(decoders)
   u = config.plan
   total = config.steps * u.epochs * u.minibatches
   tx, rates = make_optimizer(config, method, total)
-  needed = roles(config, method)
   state = initial.state(
     model,
     needed,
     tx,
     mesh,
     lora=adapters,
-    others=other_models(config, model, needed['frozen']),
+    others=others,
     extra=method.extra,
     seed=config.seed,
   )
@@ -134,13 +135,13 @@ def make_importance(config):
   return functools.partial(fn, **{k: band[k] for k in band if k in build.signature(fn)})
 
 
-def make_decoders(config, model, mesh, adapters) -> dict[str, Decoder]:
+def make_decoders(config, model, others, mesh, adapters) -> dict[str, Decoder]:
   """A network for every role."""
   dtype = choose(DTYPES, config.model.dtype, 'config.model.dtype')
   choose(REMAT, config.model.remat, 'config.model.remat')
   return {
     s.role: Decoder(
-      model.config,
+      others.get(s.role, model).config,
       dtype,
       config.model.remat,
       scores=int(s.role in initial.SCORED),
@@ -183,15 +184,20 @@ def check_divides(what: str, size: int, mesh) -> None:
 
 def make_text(config, model) -> sources.Text:
   """The tokenizer as functions; prompt and completion must fit the model's window."""
+  check_window(config, config.model.name, model)
+  decode = lambda ids: model.tokenizer.decode(ids, skip_special_tokens=True)
+  encode = lambda messages: pretrained.encode_chat(model.tokenizer, messages)
+  return sources.Text(encode, decode, config.source.max_prompt)
+
+
+def check_window(config, name: str, model) -> None:
+  """Refuses rows longer than a model may see."""
   need = config.source.max_prompt + config.source.max_length
   if need > model.config.max_positions:
     raise InputError(
       f'config.source: max_prompt + max_length = {need} exceeds the window of '
-      f'{config.model.name}, {model.config.max_positions} tokens.'
+      f'{name}, {model.config.max_positions} tokens.'
     )
-  decode = lambda ids: model.tokenizer.decode(ids, skip_special_tokens=True)
-  encode = lambda messages: pretrained.encode_chat(model.tokenizer, messages)
-  return sources.Text(encode, decode, config.source.max_prompt)
 
 
 # ---- The optimizer -------------------------------------------------------------------
@@ -224,9 +230,11 @@ def other_models(config, model, frozen) -> dict[str, pretrained.Pretrained]:
         '(experiments/export.py makes one of a run).'
       )
     found[role] = pretrained.load(name)
-    if found[role].config != model.config:
+    check_window(config, name, found[role])
+    words = lambda x: (x.config.vocab, x.tokenizer.get_vocab())
+    if words(found[role]) != words(model):
       raise InputError(
-        f'config.model.{role}={name}: another architecture than {config.model.name}.'
+        f'config.model.{role}={name}: another vocabulary than {config.model.name}.'
       )
   return found
 

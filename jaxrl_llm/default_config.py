@@ -13,6 +13,7 @@ def default_config(name: str, method: str) -> config_dict.ConfigDict:
   c.steps = 100
   c.model = dict(name='smollm2', dtype='float32', remat='none')
   c.model.dpo = ''  # The DPO policy of rto.
+  c.model.teacher = ''  # Of gkd and minillm: any architecture, the same vocabulary.
   c.model.lora = dict(rank=0, alpha=16.0, targets='q|k|v|o|gate|up|down')
   c.method = build.defaults(method)
   c.plan = dict(epochs=1, minibatches=1, microbatches=1)
@@ -34,7 +35,8 @@ def sampled(prompts: int, group: int, max_prompt: int, max_length: int) -> dict:
   """A source of fresh completions: prompts a batch, completions of each, tokens.
 
   `slots` is how many prompts decode at once, 0 all; `limit` is of until_mixed alone;
-  `greedy` is for remax, `steps` for grpo_process; `filter` is one of filtration.py.
+  `greedy` is for remax, `steps` for grpo_process, `mixture` for nash_md; `filter` is
+  one of filtration.py.
   """
   return dict(
     name='on_policy',
@@ -51,6 +53,7 @@ def sampled(prompts: int, group: int, max_prompt: int, max_length: int) -> dict:
     min_p=0.0,
     greedy=False,
     steps='',
+    mixture=0.0,
     filter='',
   )
 
@@ -80,6 +83,8 @@ def pretraining(coef: float, max_prompt: int, max_length: int) -> dict:
 KINDS = {
   'sft': 'demonstrations',
   'kto': 'labels',
+  'a_lol': 'labels',
+  'r_lol': 'labels',
   'dpo': 'pairs',
   'ipo': 'pairs',
   'simpo': 'pairs',

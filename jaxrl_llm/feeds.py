@@ -22,7 +22,7 @@ from jaxrl_llm.data import chat, examples, order
 from jaxrl_llm.evaluate import held_out, stored
 from jaxrl_llm.models import pretrained
 from jaxrl_llm.rewards import combine
-from jaxrl_llm.rollout import draw
+from jaxrl_llm.rollout import draw, mixture
 from jaxrl_llm.rollout.sampler import make_sampler
 from jaxrl_llm.rollout.stops import stop_strings
 from jaxrl_llm.types import Batch, InputError, State
@@ -57,9 +57,12 @@ def questions(config, decoder, model, text, mesh) -> Feed:
     place=lambda arrays: sharding.put_batch(arrays, mesh),
   )
   options = functools.partial(draw.options, max_length=s.max_length, stop_ids=stops)
+  sample, policy = sampler(s.group, s.get('slots', 0)), forward.policy
+  if s.get('mixture'):
+    sample, policy = against(sample, decoder, s)
   source = sources.on_policy(
-    sample=sampler(s.group, s.get('slots', 0)),
-    policy=forward.policy,
+    sample=sample,
+    policy=policy,
     text=text,
     record=task.train,
     reward=make_reward(config, task),
@@ -80,6 +83,27 @@ def questions(config, decoder, model, text, mesh) -> Feed:
     second = lambda batch, *at: batch.replace(aux=aux(*at).batch)
     source = sources.changed(source, second)
   return Feed(source, lambda state: score(forward.policy(state)), found, aux=aux)
+
+
+def against(sample, decoder, s):
+  """A sampler with the mixture for an opponent, and the parameters of both."""
+  alone = s.get('greedy') or s.get('stop_strings')
+  if s.group != 2 or not 0 < s.mixture <= 1 or alone:
+    raise InputError(
+      f'config.source.mixture={s.mixture!r} takes a share up to 1, source.group=2, and '
+      'neither stop_strings nor greedy.'
+    )
+  opponent = mixture.make_opponent(decoder, share=s.mixture, max_length=s.max_length)
+
+  def both(state: State):
+    tree = forward.whole({'frozen': state.frozen}, 'frozen', 'ref')
+    if not tree:
+      raise InputError(
+        'config.source.mixture mixes with a reference, and this method has none.'
+      )
+    return forward.policy(state), tree
+
+  return mixture.opposed(sample, opponent), both
 
 
 def shaped(source: sources.Source, s) -> sources.Source:

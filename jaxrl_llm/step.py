@@ -16,7 +16,7 @@ from jaxrl_llm.ops import weights
 from jaxrl_llm.types import Batch, Method, Metrics, Outputs, State
 
 SENSED = ('logp', 'entropy', 'value', 'token_score')
-SENSED += ('ref_logp', 'dpo_logp', 'prm_logp')
+SENSED += ('ref_logp', 'dpo_logp', 'prm_logp', 'teacher_logp', 'divergence')
 
 
 def make_update_step(

@@ -72,6 +72,7 @@ class Batch:
   old_logp: BGT | None = None
   ref_logp: BGT | None = None
   dpo_logp: BGT | None = None  # Of the frozen policy that rto takes rewards from.
+  teacher_logp: BGT | None = None  # Of the frozen policy that distillation imitates.
   old_prm_logp: BGT | None = None  # Of the reward model that prime trains.
   old_value: BGT | None = None
   # Filled in by a method's `prepare`:
@@ -98,6 +99,8 @@ class Outputs:
   ref_logp: BGT | None = None
   dpo_logp: BGT | None = None
   prm_logp: BGT | None = None
+  teacher_logp: BGT | None = None
+  divergence: BGT | None = None  # From the teacher, of the distribution at each token.
   aux: 'Outputs | None' = None
 
 
@@ -196,6 +199,7 @@ PER_TOKEN = (
   'old_logp',
   'ref_logp',
   'dpo_logp',
+  'teacher_logp',
   'old_prm_logp',
   'old_value',
 )

@@ -1,14 +1,16 @@
 """Which tokens count, and by how much; distillation; offline policy gradients."""
 
+import dataclasses
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import runs
 import toy
-from test_by_hand import one
+from test_by_hand import check, loss, one, row
 from test_contract import check_same
 from test_identities import close, gradient, off_policy, update
 
@@ -16,6 +18,7 @@ from jaxrl_llm import (
   assemble,
   build,
   default_config,
+  forward,
   packing,
   pretraining,
   process,
@@ -23,7 +26,9 @@ from jaxrl_llm import (
   sharding,
   types,
 )
-from jaxrl_llm.ops import advantages, importance, sequences
+from jaxrl_llm.models.config import DecoderConfig
+from jaxrl_llm.models.decoder import Decoder, causal, head_kernel
+from jaxrl_llm.ops import advantages, divergences, importance, logprobs, sequences
 from jaxrl_llm.rewards.combine import weighted
 from jaxrl_llm.rewards.sample import Sample
 from jaxrl_llm.step import clean, make_update_step, weigh
@@ -396,3 +401,255 @@ def test_pretraining_of_a_run():
   c.data = c.pretrain.data
   with pytest.raises(InputError, match=r'not beside config\.data'):
     assemble.make_method(c)
+
+
+# ---- Distillation --------------------------------------------------------------------
+
+
+def logs(*rows):
+  return jnp.log(jnp.array(rows, jnp.float32))
+
+
+def test_the_jsd_by_hand():
+  # p = (1/2, 1/2), q = (1, 0) but for 1e-30, beta 1/2: m = (3/4, 1/4).
+  p, q = logs([0.5, 0.5]), logs([1.0, 1e-30])
+  want = 0.5 * np.log(4 / 3) + 0.25 * (np.log(2 / 3) + np.log(2))
+  close(divergences.jsd(p, q, jnp.float32(0.5)), [want])
+  # With m's share of q 1/4: m = (5/8, 3/8).
+  want = 0.25 * np.log(8 / 5) + 0.375 * (np.log(4 / 5) + np.log(4 / 3))
+  close(divergences.jsd(p, q, jnp.float32(0.25)), [want])
+
+
+@pytest.mark.parametrize('beta', [0.0, 1.0])
+def test_the_ends_of_the_jsd_are_its_limits(beta):
+  """Of jsd / beta at 0, KL(q || p), and of jsd / (1 - beta) at 1, KL(p || q)."""
+  with toy.float64():
+    p, q = (jnp.log(jnp.array([x])) for x in ([0.2, 0.5, 0.3], [0.6, 0.1, 0.3]))
+    near = abs(beta - 1e-6)
+    want = divergences.jsd(p, q, jnp.float64(near)) / 1e-6
+    close(divergences.jsd(p, q, jnp.float64(beta)), want, 1e-5)
+    of = lambda x, b: divergences.jsd(jax.nn.log_softmax(x), q, b).sum()
+    slope = lambda b: jax.grad(of)(p, b)
+    close(slope(jnp.float64(beta)), slope(jnp.float64(near)) / 1e-6, 1e-5)
+    kl = lambda a, b: (jnp.exp(a) * (a - b)).sum()
+    close(want, [kl(p, q) if beta else kl(q, p)], 1e-5)
+
+
+@pytest.mark.parametrize(
+  ('name', 'options'),
+  [('gkd', {'beta': b}) for b in (0.0, 0.3, 1.0)] + [('minillm', {})],
+)
+def test_a_teacher_like_the_student_teaches_nothing(name, options):
+  state = toy.state()
+  state = state.replace(frozen=state.frozen | {'teacher': state.params['policy']})
+  m = method(name, **options)
+  moved, found = update(m, state=state)
+  close(moved.params['policy'], state.params['policy'])
+  close(found['divergence'], 0.0)
+  assert abs(gradient(m)).max() > 1e-2  # Of another teacher.
+
+
+def test_gkd_is_the_slope_of_the_kl_of_its_direction():
+  """beta 0: KL(teacher || pi), beta 1: KL(pi || teacher), of each token's state."""
+  state, batch = toy.state(), toy.batch()
+  w = batch.mask / batch.mask.sum()
+  teacher = toy.distribution(state.frozen['teacher'], batch)
+
+  def apart(table, forward):
+    p = toy.distribution(table, batch)
+    a, b = (teacher, p) if forward else (p, teacher)
+    return jnp.sum(w * jnp.sum(jnp.exp(a) * (a - b), -1))
+
+  for beta in (0.0, 1.0):
+    want = jax.grad(apart)(state.params['policy'], beta == 0)
+    close(gradient(method('gkd', beta=beta)), want)
+
+
+def test_minillm_has_the_gradient_of_the_sequences_kl():
+  """Over all completions of two tokens after '0', each with its probability."""
+  pairs = np.array([[i, j] for i in range(toy.V) for j in range(toy.V)], np.int32)
+  batch = types.make_batch(
+    np.zeros((1, 1), np.int32), np.ones(1, np.int32), pairs[None], np.full((1, 25), 2)
+  )
+  batch = jax.tree.map(jnp.asarray, batch)
+  state = toy.state()
+  every = lambda table: toy.logp(table, batch).sum(-1)
+  teacher = every(state.frozen['teacher'])
+
+  def kl(table):
+    return jnp.sum(jnp.exp(every(table)) * (every(table) - teacher))
+
+  chance = jnp.exp(every(state.params['policy']))
+  share = lambda mask: mask * chance[..., None]
+  m = method('minillm', length_norm=False, aggregate=share)
+  close(gradient(m, batch), jax.grad(kl)(state.params['policy']))
+  # gkd at beta 1 has the present token's part alone.
+  rest = gradient(method('gkd', beta=1.0, aggregate=share), batch)
+  assert abs(rest - gradient(m, batch)).max() > 1e-2
+
+
+def test_minillm_by_hand():
+  # log(teacher / old) = (9, 1, 3), then masked: sums of what follows 4, 3, 0; means
+  # 2, 3, 0. Ratios (1, 1, 2): gain (2 + 3 + 0) / 3, divergence (3 + 0 + 0) / 3.
+  batch = types.make_batch(
+    np.zeros((1, 1), np.int32),
+    np.ones(1, np.int32),
+    np.zeros((1, 1, 4), np.int32),
+    np.array([[3]]),
+  ).replace(old_logp=one(-9, -9, -9, 0), teacher_logp=one(0, -8, -6, 0))
+  out = Outputs(
+    logp=one(-9, -9, -9 + np.log(2.0), 0.0), divergence=one(3.0, 0.0, 0.0, 0.0)
+  )
+  for norm, adv in ((True, (2, 3, 0, 0)), (False, (4, 3, 0, 0))):
+    m = method('minillm', length_norm=norm)
+    ready = weigh(m.prepare(None, batch)[1], m)
+    close(ready.advantage, one(*adv))
+    close(m.loss(out, ready)[0], 1.0 - sum(adv) / 3)
+
+
+SMALL = DecoderConfig(
+  vocab=11, width=16, layers=1, heads=2, kv_heads=1, mlp_width=24, head_dim=8
+)
+LARGE = dataclasses.replace(SMALL, width=24, layers=2, logit_cap=3.0)
+
+
+def test_a_larger_teacher_is_read_without_its_whole_logits():
+  """The sensor, padded and packed, against two softmaxes over everything."""
+  rng = np.random.default_rng(0)
+  batch = types.make_batch(
+    rng.integers(0, 11, (3, 4)).astype(np.int32),
+    np.array([4, 1, 2], np.int32),
+    rng.integers(0, 11, (3, 2, 5)).astype(np.int32),
+    rng.integers(1, 6, (3, 2)).astype(np.int32),
+  )
+  warmth = rng.uniform(0.5, 2.0, (3, 2)).astype(np.float32)
+  beta = np.full(3, 0.3, np.float32)
+  batch = batch.replace(temperature=warmth, extra={'jsd_beta': beta})
+  zero = jnp.zeros((1, 1, 1), jnp.int32)
+  nets = {'policy': Decoder(SMALL), 'teacher': Decoder(LARGE)}
+  trees = {
+    k: jax.tree.map(
+      lambda x: 10 * x, net.init(jax.random.key(i), zero, zero, causal(1))
+    )
+    for i, (k, net) in enumerate(nets.items())
+  }
+  trees = {k: v['params'] for k, v in trees.items()}
+  params, frozen = {'policy': trees['policy']}, {'teacher': trees['teacher']}
+  see = jax.jit(forward.make_forward(nets), static_argnums=3)
+
+  def said(params, batch):
+    return see(params, frozen, batch, ('divergence',)).divergence * batch.mask
+
+  def whole(params, batch):
+    found = []
+    for role, tree in (('policy', params['policy']), ('teacher', frozen['teacher'])):
+      before = forward.padded(nets[role], tree, batch)[0]
+      cap = nets[role].config.logit_cap
+      flat = logprobs.logits(
+        before.reshape(-1, before.shape[-1]), head_kernel(tree), cap
+      )
+      warm = jnp.repeat(jnp.asarray(warmth).ravel(), 5)[:, None]
+      found.append(jax.nn.log_softmax(flat / warm))
+    each = divergences.jsd(*found, jnp.float32(0.3))
+    return each.reshape(batch.mask.shape) * batch.mask
+
+  rows = jax.tree.map(jnp.asarray, batch)
+  want = whole(params, rows)
+  assert float(want.max()) > 0.1
+  close(said(params, rows), want, 1e-5)
+  slope = lambda fn, rows: jax.grad(lambda p: (fn(p, rows) ** 2).sum())(params)
+  exact = slope(whole, rows)
+  chex.assert_trees_all_close(slope(said, rows), exact, atol=1e-4, rtol=1e-4)
+  m = method('gkd', beta=0.3)
+  plain, laid = (
+    make_update_step(forward.make_forward(nets), toy.SGD, m)(
+      toy.state().replace(params=params, frozen=frozen, opt_state=toy.SGD.init(params)),
+      b,
+    )
+    for b in (rows, packing.pack(batch, 20))
+  )
+  check_same(laid, plain, 1e-4)
+
+
+# ---- Offline policy gradients --------------------------------------------------------
+
+
+def test_a_lol_by_hand():
+  # R = (2, 1), V = (1/2, 3): A = (3/2, 0). Token ratios (e, 1/4) product .68; nll 3.
+  e = np.e
+  logp = jnp.array([[[-1.0, -2.0], [-1.0, -1.0]]])
+  ref = logp - jnp.log(jnp.array([[[e, 0.25], [1.0, 1.0]]]))
+  value = jnp.array([[[0.5, 9.0], [3.0, 9.0]]])
+  fields = dict(reward=row(2, 1), ref_logp=ref, old_value=value)
+  out = Outputs(logp=logp, value=value)
+  error = (1.5**2 + 2.0**2) / 4
+  due = {
+    'sequence': 1.5 * (e / 4) * 3,
+    'token': 1.5 * (1.9 * 1 + 0.25 * 2),
+    'free': 1.5 * 3,
+    'kl': 1.5 * 3 + 0.1 * np.log(e / 4),
+  }
+  for variant, want in due.items():
+    m = method('a_lol', variant=variant)
+    batch = types.make_batch(
+      np.zeros((1, 1), np.int32),
+      np.ones(1, np.int32),
+      np.zeros((1, 2, 2), np.int32),
+      np.full((1, 2), 2),
+    ).replace(**fields)
+    ready = weigh(m.prepare(toy.state(), batch)[1], m)
+    found = m.loss(out, ready)
+    close(found[0], want / 2 + error, 1e-5)
+    total, weight = found[1]['kept']
+    close(total / weight, 0.5)
+  # R = (2, 1) themselves, the sequence's ratios .68 and 1: (2 * .68 * 3 + 1 * 2) / 2.
+  check(loss('r_lol', {}, out, **fields), (2 * (e / 4) * 3 + 2) / 2)
+
+
+@pytest.mark.parametrize('variant', ['sequence', 'token', 'free', 'kl'])
+def test_a_row_no_better_than_expected_teaches_nothing(variant):
+  """With the critic at 0 rewards of -1, or of 0, are as good as no row."""
+  state = toy.state()
+  state = state.replace(params=state.params | {'critic': jnp.zeros(toy.V)})
+  m = method('a_lol', variant=variant)
+  batch = toy.batch(1, g=1)
+  good = batch.replace(valid=batch.valid * (batch.reward > 0))
+  share = float(good.valid.sum() / batch.valid.sum())
+  assert 0 < share < 1
+  want = share * gradient(m, good, state)
+  assert abs(want).max() > 1e-2
+  close(gradient(m, batch, state), want)
+  zero = batch.replace(reward=jnp.maximum(batch.reward, 0.0))
+  close(gradient(m, zero, state), want)
+
+
+def test_a_lol_without_a_ratio_is_weighted_imitation():
+  """A = 1 everywhere and no ratio: the negative log-likelihood, summed."""
+  state = toy.state()
+  state = state.replace(params=state.params | {'critic': jnp.zeros(toy.V)})
+  batch = toy.batch(1, g=1).replace(reward=jnp.ones((toy.B, 1)))
+  want = gradient(method('sft', aggregate='seq_sum'), batch)
+  close(gradient(method('a_lol', variant='free'), batch, state), want)
+  close(gradient(method('r_lol', variant='free'), batch), want)
+  # At the reference every ratio is 1, and has no gradient of its own.
+  at = state.replace(frozen=state.frozen | {'ref': state.params['policy']})
+  for variant in ('sequence', 'token'):
+    close(gradient(method('a_lol', variant=variant), batch, at), want)
+    close(gradient(method('r_lol', variant=variant), batch, at), want)
+  rest = gradient(method('a_lol', critic_steps=1), batch, at)
+  np.testing.assert_array_equal(rest, jnp.zeros_like(rest))
+
+
+def test_a_lol_learns_the_value_of_a_prompt():
+  """The critic's gradient: V - R at the prompt's last token, a mean over rows."""
+  state, batch = toy.state(), toy.batch(1, g=1)
+  moved = update(method('a_lol'), batch, state)[0].params['critic']
+  first = toy.previous(batch)[:, 0, 0]
+  error = (state.params['critic'][first] - batch.reward[:, 0]) / toy.B
+  want = jnp.zeros(toy.V).at[first].add(error)
+  close(state.params['critic'] - moved, want)
+
+
+def test_a_lol_refuses():
+  with pytest.raises(InputError, match="variant='ratio'"):
+    method('a_lol', variant='ratio')

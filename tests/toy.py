@@ -7,6 +7,7 @@ import optax
 
 from jaxrl_llm import types
 from jaxrl_llm.forward import sensor
+from jaxrl_llm.ops import divergences
 from jaxrl_llm.types import Batch, Outputs, State
 
 B, G, P, T, V = 8, 2, 3, 5, 5
@@ -27,8 +28,12 @@ def forward(params, frozen, batch, needs):
   for need in needs:
     if need.startswith('aux/'):
       continue
-    tree, role, read = sensor(need)
-    found[need] = READ[read](trees[tree][role], batch)
+    tree, role, read, _ = sensor(need)
+    table = trees[tree][role]
+    if read == 'divergence':
+      found[need] = divergence(params['policy'], table, batch)
+    else:
+      found[need] = READ[read](table, batch)
   if aux := tuple(n.removeprefix('aux/') for n in needs if n.startswith('aux/')):
     found['aux'] = forward(params, frozen, batch.aux, aux)
   return Outputs(**found)
@@ -56,6 +61,12 @@ def entropy(table, batch):
   return -jnp.sum(jnp.exp(logp) * logp, -1)
 
 
+def divergence(table, teacher, batch):
+  sides = (distribution(x, batch).reshape(-1, V) for x in (table, teacher))
+  found = divergences.jsd(*sides, batch.extra['jsd_beta'][0])
+  return found.reshape(batch.mask.shape)
+
+
 READ = {
   'logp': logp,
   'entropy': entropy,
@@ -79,7 +90,10 @@ def state(tx=SGD, seed=0) -> State:
     skipped=jnp.int32(0),
     params=params,
     opt_state=tx.init(params),
-    frozen={'ref': tables(seed + 1)['policy'], 'dpo': tables(seed + 3)['policy']},
+    frozen={
+      role: tables(seed + i)['policy']
+      for role, i in (('ref', 1), ('dpo', 3), ('teacher', 4))
+    },
     extra={},
     key=jax.random.key(seed + 2),
   )
