@@ -141,6 +141,11 @@ FIRST = {
   'rebel': dict(kl_ref_seq=0.0, margin=0.0),
   'remax': dict(kl_ref_seq=0.0),
   'prime': dict(prm_loss=np.log(2)),
+  'grpo_process': dict(kl_ref=0.0),
+  'a_lol': dict(kl_ref_seq=0.0, value_loss=0.5),
+  'r_lol': dict(kl_ref_seq=0.0),
+  'online_ipo': dict(margin=0.0),
+  'nash_md': dict(kl_ref_seq=0.0),
 }
 # Half the time to compile.
 QUICK = {'xla_backend_optimization_level': 0}
@@ -148,7 +153,14 @@ QUICK = {'xla_backend_optimization_level': 0}
 
 # Each reads the same sensors as another method.
 ALIKE = ('dr_grpo', 'dapo', 'cispo', 'orpo', 'two_grpo', 'gmpo', 'gpg', 'opo', 'sapo')
-ALIKE += ('raft', 'ma_rlhf', 'reinforce_pp_baseline', 'remax', 'prompt_gdro')
+ALIKE += (
+  'raft',
+  'ma_rlhf',
+  'reinforce_pp_baseline',
+  'remax',
+  'prompt_gdro',
+  'grpo_process',
+)
 
 
 @pytest.mark.parametrize('name', unless_slow(test_contract.METHODS, slow=ALIKE))

@@ -67,6 +67,8 @@ def make_loss(variant: str, clip: float, beta: float):
     if variant == 'kl':
       each += jnp.abs(jnp.sign(adv)) * beta * sequences.seq_sum(gap, mask)
     found = {'nll': metrics.average(-out.logp, mask)}
+    if gap is not None:
+      found['kl_ref_seq'] = metrics.average(sequences.seq_sum(gap, mask), w)
     return jnp.sum(w * each), found
 
   return loss
