@@ -35,10 +35,16 @@ def get_config(method: str = 'grpo') -> config_dict.ConfigDict:
   if method == 'rollout_gdro':
     c.source.update(name='rationed', group=4)
     c.method.update(least=2, most=4, mean=3, signal='reward')
-  if method in ('two_grpo', 'rebel'):
+  if method == 'grpo_process':
+    c.source.steps = 'a'  # Every a ends a step, in want of lines.
+  if method in ('two_grpo', 'rebel', 'online_ipo', 'nash_md'):
     c.source.group = 2
+  if method == 'nash_md':
+    c.source.mixture = 0.25
   if method == 'rto':
     c.model.dpo = 'tiny'  # A stand-in: the policy at its birth, which rewards nothing.
+  if method in ('gkd', 'minillm'):
+    c.model.teacher = 'tiny'  # A stand-in: the policy at its birth, nothing to learn.
   if 'max_length' in c.method:
     c.method.max_length = c.source.max_length
   if method in KINDS:

@@ -19,13 +19,13 @@ from jaxrl_llm import (
 )
 from jaxrl_llm.data import chat, examples
 from jaxrl_llm.evaluate import held_out
-from jaxrl_llm.feeds import Feed
+from jaxrl_llm.feeds import Feed, pretraining
 from jaxrl_llm.models import pretrained
 from jaxrl_llm.rewards import combine
-from jaxrl_llm.rollout import draw
+from jaxrl_llm.rollout import draw, mixture
 from jaxrl_llm.rollout.sampler import make_sampler
 from jaxrl_llm.rollout.stops import stop_strings
-from jaxrl_llm.types import InputError
+from jaxrl_llm.types import InputError, State
 
 # Columns of the sample table, which a reward part cannot be called.
 RESERVED = ('prompt', 'completion', 'reward', 'cost', 'step', 'split')
@@ -50,14 +50,24 @@ def questions(config, decoder, model, text, mesh) -> Feed:
     accuracy=part_name(config, 'accuracy'),
     options=warm,
   )
-  source = fresh(config, ask, make_tell(config, task), sampler)
+  source = fresh(config, ask, make_tell(config, task), sampler, decoder)
   source = shaped(source, config, ask)
   score = held_out.make_held_out(
     sampler(1, config.evaluation.batch), text, task, options=cold
   )
   found = examples.Data((), (), task.digest, task.report)
   evaluate = lambda state: score(forward.policy(state))
-  return Feed(source, evaluate, found, extra=told(config))
+  feed = Feed(source, evaluate, found, extra=told(config))
+  return beside_demonstrations(feed, config, model, mesh)
+
+
+def beside_demonstrations(feed: Feed, config, model, mesh) -> Feed:
+  """The feed with those of config.pretrain as a second stream, if there are any."""
+  if 'pretrain' not in config:
+    return feed
+  aux = pretraining(config, model, mesh)
+  second = lambda batch, *at: batch.replace(aux=aux(*at).batch)
+  return feed._replace(source=sources.changed(feed.source, second), aux=aux)
 
 
 def told(config) -> dict[str, np.ndarray]:
@@ -67,6 +77,8 @@ def told(config) -> dict[str, np.ndarray]:
   found = told_of_completions(config) | {
     'accuracy': (s.get('accuracy'), (b, g)),
     'answer': (s.get('answer'), (b, g, t)),
+    'step_end': (s.get('steps'), (b, g, t)),
+    'step_reward': (s.get('steps'), (b, g, t)),
   }
   zeros = {
     k: np.zeros(shape, np.float32) for k, (there, shape) in found.items() if there
@@ -97,8 +109,8 @@ def refuse_told(config, by: str) -> None:
     )
 
 
-def fresh(config, ask: sources.Ask, tell: beside.Tell, sampler) -> sources.Source:
-  """The groups that config.source.name draws. `sampler` takes (group, slots)."""
+def fresh(config, ask: sources.Ask, tell: beside.Tell, sampler, decoder):
+  """The source that config.source.name draws from. `sampler` takes (group, slots)."""
   s = config.source
   if s.name not in NAMES:
     raise InputError(f'config.source.name={s.name!r}. {build.near(s.name, NAMES)}')
@@ -106,21 +118,44 @@ def fresh(config, ask: sources.Ask, tell: beside.Tell, sampler) -> sources.Sourc
     raise InputError(f"config.source.pool takes name='on_policy', not {s.name!r}.")
   if s.name == 'rationed':
     refuse_told(config, "name='rationed'")
-    if s.get('filter'):
-      raise InputError("config.source: 'rationed' takes no filter.")
+    if extra := [k for k in ('filter', 'steps', 'mixture') if s.get(k)]:
+      raise InputError(f"config.source: 'rationed' takes no {extra}.")
     return rationing.rationed(ask, prompts=s.prompts, group=s.group)
   index = curriculum.by_rate(s.prompts, s.pool_floor) if s.get('pool') else None
   slots = s.get('slots', 0)
+  ask = ask._replace(sample=sampler(s.group, slots))
   source = sources.on_policy(
-    **ask._asdict() | {'sample': sampler(s.group, slots)},
+    **(against(ask, decoder, s) if s.get('mixture') else ask)._asdict(),
     tell=tell,
     prompts=s.prompts,
     greedy=sampler(1, slots) if s.get('greedy') else None,
+    steps=s.get('steps', ''),
     index=index,
   )
   if s.name == 'until_mixed':
     source = sources.until_mixed(source, prompts=s.prompts, limit=s.limit)
   return source
+
+
+def against(ask: sources.Ask, decoder, s) -> sources.Ask:
+  """`ask` with the mixture for an opponent, and the parameters of both."""
+  alone = s.get('greedy') or s.get('stop_strings') or s.get('hints')
+  if s.group != 2 or not 0 < s.mixture <= 1 or alone:
+    raise InputError(
+      f'config.source.mixture={s.mixture!r} takes a share up to 1, source.group=2, and '
+      'neither stop_strings, greedy nor hints.'
+    )
+  opponent = mixture.make_opponent(decoder, share=s.mixture, max_length=s.max_length)
+
+  def both(state: State):
+    tree = forward.whole({'frozen': state.frozen}, 'frozen', 'ref')
+    if not tree:
+      raise InputError(
+        'config.source.mixture mixes with a reference, and this method has none.'
+      )
+    return forward.policy(state), tree
+
+  return ask._replace(sample=mixture.opposed(ask.sample, opponent), policy=both)
 
 
 def shaped(source: sources.Source, config, ask: sources.Ask) -> sources.Source:
@@ -178,7 +213,9 @@ def conversations(config, decoder, model, text, mesh) -> Feed:
   extra = {k: np.zeros(shape, np.float32) for k in parts}
   extra['turn'] = np.ones((*shape, s.max_length), np.int32)
   found = examples.Data((), (), task.digest, task.report)
-  return Feed(source, lambda state: score(forward.policy(state)), found, extra=extra)
+  evaluate = lambda state: score(forward.policy(state))
+  feed = Feed(source, evaluate, found, extra=extra)
+  return beside_demonstrations(feed, config, model, mesh)
 
 
 def checked_task(config):

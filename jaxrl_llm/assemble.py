@@ -16,8 +16,10 @@ from jaxrl_llm import (
   feeds,
   forward,
   initial,
+  pretraining,
   reference,
   sections,
+  selection,
   sharding,
   sources,
   step,
@@ -31,6 +33,11 @@ from jaxrl_llm.ops import importance
 from jaxrl_llm.rollout import draw
 from jaxrl_llm.types import InputError, Method, State
 
+BAND = {'low': 0.5, 'cap': 2.0}  # Of importance weights.
+IMPORTANCE = {
+  name: vars(importance)[name]
+  for name in ('token', 'sequence', 'icepop', 'mis', 'geometric')
+}
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
 
@@ -56,19 +63,20 @@ def assemble(config) -> Run:
   mesh = make_mesh(config)
   text = make_text(config, model)
   adapters = initial.lora(config.model)
-  decoders = make_decoders(config, model, mesh, adapters)
+  needed = roles(config, method)
+  others = other_models(config, model, needed['frozen'])
+  decoders = make_decoders(config, model, others, mesh, adapters)
   see = forward.make_forward(decoders)
   u = config.plan
   total = config.steps * u.epochs * u.minibatches
   tx, rates = make_optimizer(config, method, total)
-  needed = roles(config, method)
   state = initial.state(
     model,
     needed,
     tx,
     mesh,
     lora=adapters,
-    others=other_models(config, model, needed['frozen']),
+    others=others,
     extra=method.extra,
     seed=config.seed,
   )
@@ -95,38 +103,58 @@ def assemble(config) -> Run:
 
 
 def make_method(config) -> Method:
-  """The method that config.method names, with config.plan's entropy bonus and the pass
-  rates that config.source draws by.
-  """
+  """The method that config.method names, with what config wraps around it."""
   options, u, s = config.method.to_dict(), config.plan, config.source
   method = build.method(options.pop('name'), **options)
   if s.get('pool'):
     table = dict(pool=s.pool, prompts=s.prompts, ema=s.pool_ema)
     method = curriculum.tracked(method, **table)
-  if not (coef := u.get('entropy_coef', 0.0)):
+  if coef := u.get('entropy_coef', 0.0):
+    target, delta = u.get('entropy_target', 0.0), u.get('entropy_delta', 0.0)
+    method = entropy.with_entropy(method, coef=coef, target=target, delta=delta)
+  method = select_tokens(method, u)
+  if 'pretrain' not in config:
     return method
-  target, delta = u.get('entropy_target', 0.0), u.get('entropy_delta', 0.0)
-  return entropy.with_entropy(method, coef=coef, target=target, delta=delta)
+  if 'data' in config:
+    raise InputError('config.pretrain goes beside a task, not beside config.data.')
+  return pretraining.with_pretraining(method, coef=config.pretrain.coef)
+
+
+def select_tokens(method: Method, plan) -> Method:
+  """The method with what config.plan says of single tokens (selection.py)."""
+  if share := plan.get('clip_cov', 0.0):
+    low, high = plan.get('clip_cov_low', 1.0), plan.get('clip_cov_high', 5.0)
+    method = selection.with_clip_cov(method, share=share, low=low, high=high)
+  if share := plan.get('kl_cov', 0.0):
+    coef = plan.get('kl_cov_coef', 0.1)
+    method = selection.with_kl_cov(method, share=share, coef=coef)
+  if (share := plan.get('top_entropy', 1.0)) != 1:
+    method = selection.with_top_entropy(method, share=share)
+  return method
 
 
 def make_importance(config):
-  """config.plan.importance, a function of ops/importance.py, with its cap; or None."""
-  name, cap = config.plan.get('importance'), config.plan.get('importance_cap', 2.0)
-  if not name:
+  """config.plan.importance, a function of ops/importance.py, with its band; or None."""
+  if not (name := config.plan.get('importance')):
     return None
-  if not cap >= 1:
-    raise InputError(f'config.plan.importance_cap={cap!r}; give at least 1.')
-  table = {'token': importance.token, 'sequence': importance.sequence}
-  return functools.partial(choose(table, name, 'config.plan.importance'), cap=cap)
+  low, cap = (config.plan.get(f'importance_{k}', x) for k, x in BAND.items())
+  if not 0 <= low <= 1 <= cap:
+    raise InputError(
+      f'config.plan: importance_low={low!r} and importance_cap={cap!r}; give the first '
+      'from 0 to 1 and the second at least 1.'
+    )
+  fn = choose(IMPORTANCE, name, 'config.plan.importance')
+  band = {'low': low, 'cap': cap}
+  return functools.partial(fn, **{k: band[k] for k in band if k in build.signature(fn)})
 
 
-def make_decoders(config, model, mesh, adapters) -> dict[str, Decoder]:
+def make_decoders(config, model, others, mesh, adapters) -> dict[str, Decoder]:
   """A network for every role."""
   dtype = choose(DTYPES, config.model.dtype, 'config.model.dtype')
   choose(REMAT, config.model.remat, 'config.model.remat')
   return {
     s.role: Decoder(
-      model.config,
+      others.get(s.role, model).config,
       dtype,
       config.model.remat,
       scores=int(s.role in initial.SCORED),
@@ -169,15 +197,20 @@ def check_divides(what: str, size: int, mesh) -> None:
 
 def make_text(config, model) -> sources.Text:
   """The tokenizer as functions; prompt and completion must fit the model's window."""
+  check_window(config, config.model.name, model)
+  decode = lambda ids: model.tokenizer.decode(ids, skip_special_tokens=True)
+  encode = lambda messages: pretrained.encode_chat(model.tokenizer, messages)
+  return sources.Text(encode, decode, config.source.max_prompt)
+
+
+def check_window(config, name: str, model) -> None:
+  """Refuses rows longer than a model may see."""
   need = config.source.max_prompt + config.source.max_length
   if need > model.config.max_positions:
     raise InputError(
       f'config.source: max_prompt + max_length = {need} exceeds the window of '
-      f'{config.model.name}, {model.config.max_positions} tokens.'
+      f'{name}, {model.config.max_positions} tokens.'
     )
-  decode = lambda ids: model.tokenizer.decode(ids, skip_special_tokens=True)
-  encode = lambda messages: pretrained.encode_chat(model.tokenizer, messages)
-  return sources.Text(encode, decode, config.source.max_prompt)
 
 
 # ---- The optimizer -------------------------------------------------------------------
@@ -210,9 +243,11 @@ def other_models(config, model, frozen) -> dict[str, pretrained.Pretrained]:
         '(experiments/export.py makes one of a run).'
       )
     found[role] = pretrained.load(name)
-    if found[role].config != model.config:
+    check_window(config, name, found[role])
+    words = lambda x: (x.config.vocab, x.tokenizer.get_vocab())
+    if words(found[role]) != words(model):
       raise InputError(
-        f'config.model.{role}={name}: another architecture than {config.model.name}.'
+        f'config.model.{role}={name}: another vocabulary than {config.model.name}.'
       )
   return found
 
@@ -250,4 +285,5 @@ def specimen(config, feed: feeds.Feed, state: State) -> types.Batch:
     kept_mass=zeros if draw.truncates(how).any() else None,
     order=order,
     extra=feed.extra,
+    aux=feed.aux(state, 0).batch if feed.aux else None,
   )

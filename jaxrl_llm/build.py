@@ -27,6 +27,7 @@ NAMESPACES = {
   'estimate': 'jaxrl_llm.ops.advantages',
   'aggregate': 'jaxrl_llm.ops.weights',
   'kl': 'jaxrl_llm.ops.kl',
+  'judge': 'jaxrl_llm.ops.preferences',
 }
 
 

@@ -13,12 +13,16 @@ def default_config(name: str, method: str) -> config_dict.ConfigDict:
   c.steps = 100
   c.model = dict(name='smollm2', dtype='float32', remat='none')
   c.model.dpo = ''  # The DPO policy of rto.
+  c.model.teacher = ''  # Of gkd and minillm: any architecture, the same vocabulary.
   c.model.lora = dict(rank=0, alpha=16.0, targets='q|k|v|o|gate|up|down')
   c.method = build.defaults(method)
   c.plan = dict(epochs=1, minibatches=1, microbatches=1)
   c.plan.update(pack=0, pack_rows=1)
-  c.plan.update(importance='', importance_cap=2.0, trust_sampler=False)
+  c.plan.update(importance='', importance_low=0.5, importance_cap=2.0)
+  c.plan.trust_sampler = False
   c.plan.update(entropy_coef=0.0, entropy_target=0.0, entropy_delta=0.0)
+  c.plan.update(top_entropy=1.0, clip_cov=0.0, clip_cov_low=1.0, clip_cov_high=5.0)
+  c.plan.update(kl_cov=0.0, kl_cov_coef=0.1)
   c.optimizer = dict(policy=adam(2e-5))
   c.mesh = dict(data=1, fsdp=-1, tensor=1)
   c.evaluation = dict(every=20, batch=50)
@@ -32,11 +36,12 @@ def sampled(prompts: int, group: int, max_prompt: int, max_length: int) -> dict:
 
   `slots` is how many prompts decode at once, 0 all; `limit` is of until_mixed alone;
   `greedy` and `anchor` score another completion too, the policy's likeliest and the
-  task's answer (ops/extras.py); `filter` is one of filtration.py; `answer` (answers.py)
-  and `accuracy`, a name of config.rewards, are for grpo_care. `hints` is how many of
-  each category a question that nobody solves gets (scaffold.py), 0 none, after this
-  share of the steps. `pool` draws from the first so many questions by their pass rate
-  (curriculum.py), 0 goes through all in turn.
+  task's answer (ops/extras.py); `filter` is one of filtration.py; `steps` is for
+  grpo_process and `mixture` for nash_md; `answer` (answers.py) and `accuracy`, a name
+  of config.rewards, are for grpo_care. `hints` is how many of each category a question
+  that nobody solves gets (scaffold.py), 0 none, after this share of the steps. `pool`
+  draws from the first so many questions by their pass rate (curriculum.py), 0 goes
+  through all in turn.
   """
   return dict(
     name='on_policy',
@@ -53,6 +58,8 @@ def sampled(prompts: int, group: int, max_prompt: int, max_length: int) -> dict:
     min_p=0.0,
     greedy=False,
     anchor=False,
+    steps='',
+    mixture=0.0,
     filter='',
     answer='',
     accuracy='',
@@ -90,10 +97,18 @@ def stored(prompts: int, max_prompt: int, max_length: int) -> dict:
   )
 
 
+def pretraining(coef: float, max_prompt: int, max_length: int) -> dict:
+  """config.pretrain: a table of demonstrations, learned beside what is sampled."""
+  source = stored(0, max_prompt, max_length)
+  return dict(coef=coef, source=source, data=files('demonstrations'))
+
+
 # Which stored completions a method learns from; the others sample their own.
 KINDS = {
   'sft': 'demonstrations',
   'kto': 'labels',
+  'a_lol': 'labels',
+  'r_lol': 'labels',
   'dpo': 'pairs',
   'ipo': 'pairs',
   'simpo': 'pairs',

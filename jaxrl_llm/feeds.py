@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from ml_collections import config_dict
 
 from jaxrl_llm import (
   build,
@@ -29,21 +30,13 @@ class Feed(NamedTuple):
   data: examples.Data  # Its digest and report; of a task nothing else.
   scores: reference.Scores | None = None  # To fill before the first batch.
   extra: dict[str, np.ndarray] = {}  # Of every batch, as zeros.
+  aux: sources.Source | None = None  # A second stream, already in the source's batches.
 
 
 def completions(config, see, method, model, mesh) -> Feed:
   """Stored completions, and the method's metrics on held-out ones."""
   data, encode = load_data(config, model)
-  index, read = drawing(config, data, encode)
-  source = sources.dataset(
-    size=len(data.train),
-    read=read,
-    encode=encode,
-    prompts=config.source.prompts,
-    index=index,
-    share=sharding.host_rows(config.source.prompts, mesh),
-  )
-  source = sources.ahead(source)
+  source, index = stored_rows(config, data, encode, mesh)
   packed = packer(config, mesh) if config.plan.get('pack') else lambda b: b
   place = lambda batch: sharding.put_batch(packed(batch), mesh)
   shards, known, scores = sharding.shards(mesh), place, None
@@ -62,6 +55,29 @@ def completions(config, see, method, model, mesh) -> Feed:
     place=known,
   )
   return Feed(source, measure, data, scores)
+
+
+def pretraining(config, model, mesh) -> sources.Source:
+  """config.pretrain: a demonstration for every prompt of a batch."""
+  p = config.pretrain.to_dict()
+  own = dict(data=p['data'], source=p['source'] | {'prompts': config.source.prompts})
+  own |= dict(seed=config.seed, method={'name': 'sft'})
+  own = config_dict.ConfigDict(own)
+  return stored_rows(own, *load_data(own, model), mesh)[0]
+
+
+def stored_rows(config, data, encode, mesh) -> tuple[sources.Source, order.Index]:
+  """This process's rows of the training examples of each step, and which they are."""
+  index, read = drawing(config, data, encode)
+  source = sources.dataset(
+    size=len(data.train),
+    read=read,
+    encode=encode,
+    prompts=config.source.prompts,
+    index=index,
+    share=sharding.host_rows(config.source.prompts, mesh),
+  )
+  return sources.ahead(source), index
 
 
 def load_data(config, model) -> tuple[examples.Data, examples.Encoder]:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxrl_llm import pieces
 from jaxrl_llm.models.decoder import Decoder, causal, extend, head_kernel, prefill
 from jaxrl_llm.ops import logprobs
-from jaxrl_llm.types import Batch, InputError, Layout, Outputs, Params
+from jaxrl_llm.types import BGT, Array, Batch, InputError, Layout, Outputs, Params
 
 Forward = Callable[[Params, Params, Batch, Iterable[str]], Outputs]
 
@@ -25,6 +25,7 @@ class Sensor(NamedTuple):
   tree: str
   role: str
   read: str
+  against: str = ''  # A trained role that is read beside it.
 
 
 SENSORS = {
@@ -39,6 +40,9 @@ SENSORS = {
   'dpo_logp': Sensor('frozen', 'dpo', 'logp'),
   'prm_logp': Sensor('params', 'prm', 'logp'),
   'ema_logp': Sensor('frozen', 'ema', 'logp'),
+  'teacher_logp': Sensor('frozen', 'teacher', 'logp'),
+  # divergences.jsd, of the batch's extra['jsd_beta'].
+  'divergence': Sensor('frozen', 'teacher', 'divergence', against='policy'),
 }
 
 # Fields of Batch read once per batch, without gradient, and the sensor that fills each.
@@ -48,6 +52,7 @@ OBSERVED = {
   'old_cost_value': 'cost_value',
   'ref_logp': 'ref_logp',
   'dpo_logp': 'dpo_logp',
+  'teacher_logp': 'teacher_logp',
   'old_prm_logp': 'prm_logp',
   'ema_logp': 'ema_logp',
 }
@@ -57,19 +62,24 @@ def make_forward(decoders: dict[str, Decoder]) -> Forward:
   """Returns `forward(params, frozen, batch, needs) -> Outputs`.
 
   Args:
-    decoders: one per role; a role's decoder reads the role's tree of parameters, laid
-      over `frozen['base']` where there is one (LoRA).
+    decoders: one per role; a trained role's decoder reads the role's tree of
+      parameters, laid over `frozen['base']` where there is one (LoRA).
   """
 
   def forward(params: Params, frozen: Params, batch: Batch, needs) -> Outputs:
     trees = {'params': params, 'frozen': frozen}
     found: dict[str, object] = {}
     own = {n: sensor(n) for n in needs if not n.startswith('aux/')}
-    for source in {(s.tree, s.role) for s in own.values()}:
-      tree, role = source
-      read = {n: s.read for n, s in own.items() if (s.tree, s.role) == source}
-      own_params = lay(trees[tree].get(role, {}), frozen.get('base', {}))
-      found |= read_role(decoders[role], own_params, batch, read)
+    pairs = {('params', s.against): None for s in own.values() if s.against}
+    seen = {
+      (tree, role): look(decoders[role], whole(trees, tree, role), batch)
+      for tree, role in pairs | dict.fromkeys((s.tree, s.role) for s in own.values())
+    }
+    for source, view in seen.items():
+      mine = {n: s for n, s in own.items() if (s.tree, s.role) == source}
+      found |= read(view, {n: s.read for n, s in mine.items() if not s.against}, batch)
+      for name in (n for n, s in mine.items() if s.against):
+        found[name] = apart(seen['params', own[name].against], view, batch)
     if aux := tuple(n.removeprefix('aux/') for n in needs if n.startswith('aux/')):
       found['aux'] = forward(params, frozen, batch.aux, aux)
     return Outputs(**found)
@@ -81,6 +91,12 @@ def lay(own: Params, base: Params) -> Params:
   """One tree over another: where both have a leaf, `own` counts."""
   flat = flax.traverse_util.flatten_dict
   return flax.traverse_util.unflatten_dict(flat(base) | flat(own))
+
+
+def whole(trees: dict[str, Params], tree: str, role: str) -> Params:
+  """All of a role's parameters: a tree without an embedding is laid over the base."""
+  own, base = trees[tree].get(role, {}), trees['frozen'].get('base', {})
+  return own if 'embed' in own else lay(own, base)
 
 
 def policy(state) -> Params:
@@ -100,26 +116,52 @@ def roles(needs: Iterable[str]) -> dict[str, set[str]]:
   found: dict[str, set[str]] = {'params': set(), 'frozen': set()}
   for need in needs:
     name = need.removeprefix('aux/')
-    tree, role, _ = sensor(OBSERVED.get(name, name))
-    found[tree].add(role)
+    s = sensor(OBSERVED.get(name, name))
+    found[s.tree].add(s.role)
+    found['params'] |= {s.against} - {''}
   return found
 
 
-def read_role(decoder: Decoder, params, batch: Batch, names: dict[str, str]) -> dict:
-  """Runs one network over a batch. `names` maps field to 'logp', 'value', ..."""
+class Seen(NamedTuple):
+  """What one network has made of a batch; see `padded`."""
+
+  params: Params
+  before: Array
+  at: Array
+  tokens: Array
+  temperature: Array
+  back: Callable
+  cap: float
+
+
+def look(decoder: Decoder, params, batch: Batch) -> Seen:
+  """Runs one network over a batch."""
   run = padded if batch.layout is None else packed
-  before, at, tokens, temperature, back = run(decoder, params, batch)
-  reads = set(names.values())
-  out = {}
+  return Seen(params, *run(decoder, params, batch), decoder.config.logit_cap)
+
+
+def read(seen: Seen, names: dict[str, str], batch: Batch) -> dict:
+  """What one network says. `names` maps field to 'logp', 'value', ..."""
+  reads, out = set(names.values()), {}
   if reads & {'logp', 'entropy'}:
+    kernel = head_kernel(seen.params)
     stats = logprobs.token_stats(
-      before, head_kernel(params), tokens, temperature, cap=decoder.config.logit_cap
+      seen.before, kernel, seen.tokens, seen.temperature, cap=seen.cap
     )
-    out['logp'], out['entropy'] = map(back, stats)
-  if 'scores' in params:
-    read = lambda x: back(linear(params['scores'], x))
-    out |= read_scores(read(before), read(at), batch.length)
+    out['logp'], out['entropy'] = map(seen.back, stats)
+  if 'scores' in seen.params:
+    score = lambda x: seen.back(linear(seen.params['scores'], x))
+    out |= read_scores(score(seen.before), score(seen.at), batch.length)
   return {field: out[name] for field, name in names.items()}
+
+
+def apart(mine: Seen, other: Seen, batch: Batch) -> BGT:
+  """How far two networks' distributions are apart, at extra['jsd_beta']."""
+  sides = ((x.before, head_kernel(x.params)) for x in (mine, other))
+  beta, caps = batch.extra['jsd_beta'][0], (mine.cap, other.cap)
+  return mine.back(
+    logprobs.token_divergence(tuple(sides), mine.temperature, beta, caps=caps)
+  )
 
 
 def linear(kernel, x):

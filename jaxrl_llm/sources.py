@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from jaxrl_llm import beside, types
+from jaxrl_llm import beside, process, types
 from jaxrl_llm.data.examples import Coded, Encoder, collate
 from jaxrl_llm.rewards.combine import Scorer
 from jaxrl_llm.rewards.sample import Sample
@@ -65,6 +65,7 @@ def on_policy(
   tell: beside.Tell = beside.nothing,
   accuracy: str = '',
   index: Callable[[State, int], Sequence[int]] | None = None,
+  steps: str = '',
 ) -> Source:
   """Fresh completions of the current policy, scored.
 
@@ -82,6 +83,7 @@ def on_policy(
     tell: what else is said of the completions (beside.py).
     accuracy: the part of the reward that is extra['accuracy'] [B, G], if any.
     index: the records of a step, each once; the next `prompts` if None.
+    steps: what a step ends with; each has a reward then (process.py), for grpo_process.
   """
 
   def source(state: State, step: int) -> Drawn:
@@ -108,6 +110,8 @@ def on_policy(
       alone = completed(greedy, *asked, cold, key, state.step)[2]
       likeliest = reward(to_samples(alone, records, text))[0]
       batch, metrics = with_baseline(batch, metrics, alone, likeliest)
+    if steps:
+      batch = process.with_steps(batch, rows, text.decode, reward, steps)
     shown = table(rows, total, parts | more.columns)
     return Drawn(batch, metrics | seconds(start, sampled), shown)
 

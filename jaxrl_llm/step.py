@@ -17,6 +17,7 @@ from jaxrl_llm.types import Batch, Method, Metrics, Outputs, State
 
 SENSED = ('logp', 'entropy', 'value', 'token_score')
 SENSED += ('cost_value', 'ref_logp', 'dpo_logp', 'prm_logp', 'ema_logp')
+SENSED += ('teacher_logp', 'divergence')
 
 
 def make_update_step(

@@ -72,6 +72,7 @@ class Batch:
   old_logp: BGT | None = None
   ref_logp: BGT | None = None
   dpo_logp: BGT | None = None  # Of the frozen policy that rto takes rewards from.
+  teacher_logp: BGT | None = None  # Of the frozen policy that distillation imitates.
   old_prm_logp: BGT | None = None  # Of the reward model that prime trains.
   ema_logp: BGT | None = None  # Of the average of past policies (controllers.follow).
   old_value: BGT | None = None
@@ -102,6 +103,8 @@ class Outputs:
   dpo_logp: BGT | None = None
   prm_logp: BGT | None = None
   ema_logp: BGT | None = None
+  teacher_logp: BGT | None = None
+  divergence: BGT | None = None  # From the teacher, of the distribution at each token.
   aux: 'Outputs | None' = None
 
 
@@ -200,6 +203,7 @@ PER_TOKEN = (
   'old_logp',
   'ref_logp',
   'dpo_logp',
+  'teacher_logp',
   'old_prm_logp',
   'ema_logp',
   'old_value',

@@ -150,6 +150,11 @@ FIRST = {
   'cgpo_crraft': dict(kl_ref_seq=0.0),
   'prompt_gdro': dict(kl_ref=0.0),
   'rollout_gdro': dict(kl_ref=0.0),
+  'grpo_process': dict(kl_ref=0.0),
+  'a_lol': dict(kl_ref_seq=0.0, value_loss=0.5),
+  'r_lol': dict(kl_ref_seq=0.0),
+  'online_ipo': dict(margin=0.0),
+  'nash_md': dict(kl_ref_seq=0.0),
 }
 # Half the time to compile.
 QUICK = {'xla_backend_optimization_level': 0}
@@ -161,6 +166,7 @@ ALIKE += ('raft', 'ma_rlhf', 'reinforce_pp_baseline', 'remax', 'prompt_gdro')
 ALIKE += ('hc_rlhf', 'think_rm_pairwise', 'pairwise_ppo')
 ALIKE += ('cgpo_crpg', 'cgpo_codpo', 'cgpo_crraft')
 ALIKE += ('rollout_gdro',)
+ALIKE += ('grpo_process',)
 
 
 @pytest.mark.parametrize('name', unless_slow(test_contract.METHODS, slow=ALIKE))

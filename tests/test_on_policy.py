@@ -590,7 +590,7 @@ def test_rto_says_what_it_lacks():
   with pytest.raises(InputError, match=r'rto needs config\.model\.dpo'):
     assemble.assemble(c)
   c.model.dpo = 'smollm2'
-  with pytest.raises(InputError, match='another architecture'):
+  with pytest.raises(InputError, match='another vocabulary'):
     assemble.assemble(c)
 
 

@@ -7,11 +7,12 @@ import optax
 
 from jaxrl_llm import types
 from jaxrl_llm.forward import sensor
+from jaxrl_llm.ops import divergences
 from jaxrl_llm.types import Batch, Outputs, State
 
 B, G, P, T, V = 8, 2, 3, 5, 5
 SGD = optax.sgd(1.0)
-FROZEN = {'ref': 1, 'dpo': 3, 'ema': 4}  # Role to seed.
+FROZEN = {'ref': 1, 'dpo': 3, 'ema': 4, 'teacher': 5}  # Role to seed.
 
 
 def float64():
@@ -28,8 +29,12 @@ def forward(params, frozen, batch, needs):
   for need in needs:
     if need.startswith('aux/'):
       continue
-    tree, role, read = sensor(need)
-    found[need] = READ[read](trees[tree][role], batch)
+    tree, role, read, _ = sensor(need)
+    table = trees[tree][role]
+    if read == 'divergence':
+      found[need] = divergence(params['policy'], table, batch)
+    else:
+      found[need] = READ[read](table, batch)
   if aux := tuple(n.removeprefix('aux/') for n in needs if n.startswith('aux/')):
     found['aux'] = forward(params, frozen, batch.aux, aux)
   return Outputs(**found)
@@ -55,6 +60,12 @@ def logp(table, batch):
 def entropy(table, batch):
   logp = distribution(table, batch)
   return -jnp.sum(jnp.exp(logp) * logp, -1)
+
+
+def divergence(table, teacher, batch):
+  sides = (distribution(x, batch).reshape(-1, V) for x in (table, teacher))
+  found = divergences.jsd(*sides, batch.extra['jsd_beta'][0])
+  return found.reshape(batch.mask.shape)
 
 
 READ = {
@@ -108,4 +119,13 @@ def batch(seed=0, g=G) -> Batch:
   extra['turn'] = (1 + (np.arange(T) > 2)) * np.asarray(made.mask, np.int32)
   last = np.arange(T) == np.asarray(made.length)[..., None] - 1
   extra['answer'] = last.astype(np.float32)
-  return jax.tree.map(jnp.asarray, made.replace(reward=reward, extra=extra))
+  return scored(jax.tree.map(jnp.asarray, made.replace(extra=extra)), reward)
+
+
+def scored(batch, reward) -> Batch:
+  """The batch with rewards [B, G], of its completions and of their steps of two."""
+  reward = jnp.asarray(reward)
+  left = jnp.cumsum(batch.mask[..., ::-1], -1)[..., ::-1]
+  end = batch.mask * (left % 2)
+  steps = {'step_end': end, 'step_reward': end * reward[..., None]}
+  return batch.replace(reward=reward, extra=batch.extra | steps)

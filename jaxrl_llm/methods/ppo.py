@@ -9,8 +9,10 @@ Ouyang et al., 2022, https://arxiv.org/abs/2203.02155).
 `target` is built before whitening. clip, value_clip, discount and lam are the common
 library settings, beta that of the DeepSpeed-Chat family; value_coef is ours. PPO-max
 (2023, https://arxiv.org/abs/2307.04964) is reward_scale='norm',
-reward_clip, advantage_clip=0.5 and critic_steps. Rewards of single tokens are
-added where the batch has them, as extra['token_reward'] [B, G, T].
+reward_clip, advantage_clip=0.5 and critic_steps; the critic's gradient has a clip of
+its own, config.optimizer.critic.clip. PPO-ptx is config.pretrain beside this.
+Rewards of single tokens are added where the batch has them, as extra['token_reward']
+[B, G, T].
 """
 
 import jax.numpy as jnp

@@ -8,6 +8,7 @@ rounding does to its mean.
 import jax
 import jax.numpy as jnp
 
+from jaxrl_llm.ops import sequences
 from jaxrl_llm.types import BG, BGT, Array, InputError
 
 
@@ -36,6 +37,16 @@ def group_norm(reward: BG, valid: BG, *, eps: float = 1e-6, ddof: int = 0) -> BG
   count = jnp.maximum(valid.sum(1, keepdims=True) - ddof, 1.0)
   std = jnp.sqrt(jnp.square(centred).sum(1, keepdims=True) / count)
   return centred / (std + eps)
+
+
+def group_steps(reward: BGT, end: BGT, *, eps: float = 1e-6, ddof: int = 0) -> BGT:
+  """`group_norm` over all steps of the group; of each token what is still to come.
+
+  `reward` counts where `end` is 1, which is a step's last token.
+  """
+  flat = lambda x: x.reshape(len(x), -1)
+  found = group_norm(flat(reward), flat(end), eps=eps, ddof=ddof)
+  return sequences.to_go(found.reshape(reward.shape))
 
 
 def pair_sign(reward: BG, valid: BG) -> BG:

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from jaxrl_llm.ops import divergences
 from jaxrl_llm.types import BGT, Array
 
 CHUNK = 256  # Tokens whose logits exist at once.
@@ -25,32 +26,69 @@ def token_stats(
     hidden: [B, G, T, D], the state before each token; kernel: [V, D].
     tokens: [B, G, T] int32; temperature: [B, G] or [B, G, T].
     cap: logits become cap * tanh(logits / cap); 0 leaves them.
-    chunk: tokens per piece, taken from every prompt so that each device keeps its
-      share; at least one of each. Forward and backward hold [chunk, V] at a time.
+    chunk: as in `chunked`. Forward and backward hold [chunk, V] at a time.
 
   Returns:
     logp, entropy: [B, G, T] float32.
   """
-  b, g, t = tokens.shape
-  warmth = jnp.broadcast_to(temperature.reshape(b, g, -1), tokens.shape)
-  rows = (hidden.reshape(b, g * t, -1), tokens.reshape(b, -1), warmth.reshape(b, -1))
+  warmth = jnp.broadcast_to(temperature.reshape(*tokens.shape[:2], -1), tokens.shape)
+
+  def stats(x):
+    hidden, tokens, warmth = x
+    return logits_stats(logits(hidden, kernel, cap), tokens, warmth)
+
+  return chunked(stats, (hidden, tokens, warmth), chunk)
+
+
+def token_divergence(
+  sides: tuple, temperature: Array, beta: Array, *, caps=(0.0, 0.0), chunk: int = CHUNK
+) -> BGT:
+  """divergences.jsd of two networks' distributions of each token.
+
+  Args:
+    sides: (hidden, kernel) of the policy and of the teacher, as in `token_stats`; the
+      vocabulary is one.
+    temperature: as in `token_stats`, of both.
+    beta: a number, the teacher's share.
+    caps: as `cap` in `token_stats`, of each.
+  """
+  (mine, kernel), (other, other_kernel) = sides
+  shape = mine.shape[:3]
+  warmth = jnp.broadcast_to(temperature.reshape(*shape[:2], -1), shape)
+
+  def apart(x):
+    mine, other, warmth = x
+    say = lambda *of: jax.nn.log_softmax(logits(*of) / warmth[:, None])
+    p, q = say(mine, kernel, caps[0]), say(other, other_kernel, caps[1])
+    return (divergences.jsd(p, q, beta),)
+
+  return chunked(apart, (mine, other, warmth), chunk)[0]
+
+
+def chunked(fn, rows, chunk: int) -> tuple[BGT, ...]:
+  """`fn`, of arrays [N, ...] to a tuple of [N], over the tokens of [B, G, T, ...].
+
+  A piece has `chunk` tokens, taken from every prompt so that each device keeps its
+  share; at least one of each. The backward pass computes a piece again.
+  """
+  b, g, t = jax.tree.leaves(rows)[0].shape[:3]
   width = min(max(chunk // b, 1), g * t)
   pad = -(g * t) % width
 
   def pieces(x):
     # Padding repeats the first slot: its numbers are finite and are dropped below.
+    x = x.reshape(b, g * t, *x.shape[3:])
     x = jnp.concatenate([x, jnp.repeat(x[:, :1], pad, 1)], 1) if pad else x
     return jnp.moveaxis(x.reshape(b, -1, width, *x.shape[2:]), 1, 0)
 
   @jax.checkpoint
   def piece(x):
-    hidden, tokens, warmth = (y.reshape(b * width, *y.shape[2:]) for y in x)
-    stats = logits_stats(logits(hidden, kernel, cap), tokens, warmth)
-    return tuple(y.reshape(b, width) for y in stats)
+    flat = jax.tree.map(lambda y: y.reshape(b * width, *y.shape[2:]), x)
+    return tuple(y.reshape(b, width) for y in fn(flat))
 
-  logp, entropy = jax.lax.map(piece, jax.tree.map(pieces, rows))
+  found = jax.lax.map(piece, jax.tree.map(pieces, rows))
   back = lambda x: jnp.moveaxis(x, 0, 1).reshape(b, -1)[:, : g * t].reshape(b, g, t)
-  return back(logp), back(entropy)
+  return tuple(map(back, found))
 
 
 def logits(hidden: Array, kernel: Array, cap: float = 0.0) -> Array:
