@@ -125,7 +125,7 @@ def fresh(config, ask: sources.Ask, tell: beside.Tell, sampler, decoder):
   slots = s.get('slots', 0)
   ask = ask._replace(sample=sampler(s.group, slots))
   source = sources.on_policy(
-    **(against(ask, decoder, s) if s.get('mixture') else ask)._asdict(),
+    against(ask, decoder, s) if s.get('mixture') else ask,
     tell=tell,
     prompts=s.prompts,
     greedy=sampler(1, slots) if s.get('greedy') else None,

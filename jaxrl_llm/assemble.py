@@ -80,15 +80,7 @@ def assemble(config) -> Run:
     extra=method.extra,
     seed=config.seed,
   )
-  update_step = step.make_update_step(
-    see,
-    tx,
-    method,
-    **{k: u[k] for k in ('epochs', 'minibatches', 'microbatches')},
-    importance=make_importance(config),
-    trust_sampler=u.get('trust_sampler', False),
-    constrain=sharding.constrain(mesh),
-  )
+  update_step = planned_step(see, tx, method, config, mesh)
   update = sharding.compile_step(update_step, state, mesh)
   if 'data' in config:
     feed = feeds.completions(config, see, method, model, mesh)
@@ -100,6 +92,20 @@ def assemble(config) -> Run:
   jax.eval_shape(update_step, state, specimen(config, feed, state))
   told = (feed.source, feed.evaluate, feed.data, feed.scores)
   return Run(state, update, *told, rates, mesh, model)
+
+
+def planned_step(see, tx, method: Method, config, mesh):
+  """The update step, as config.plan has it."""
+  u = config.plan
+  return step.make_update_step(
+    see,
+    tx,
+    method,
+    **{k: u[k] for k in ('epochs', 'minibatches', 'microbatches')},
+    importance=make_importance(config),
+    trust_sampler=u.get('trust_sampler', False),
+    constrain=sharding.constrain(mesh),
+  )
 
 
 def make_method(config) -> Method:

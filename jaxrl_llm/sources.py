@@ -7,7 +7,7 @@ so a resumed run sees what an uninterrupted one would have seen.
 import concurrent.futures
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -41,60 +41,48 @@ class Text(NamedTuple):
 
 
 class Ask(NamedTuple):
-  """What turns questions into scored completions, one of each."""
+  """What turns questions into scored completions."""
 
-  sample: Callable  # Of group 1 (rollout.sampler.make_sampler).
+  sample: Callable  # See rollout.sampler.make_sampler.
   text: Text
   record: Callable[[int], Record]  # Of a Batch.prompt_id.
-  reward: Scorer
+  reward: Scorer  # See rewards.combine.weighted.
+  # Of so many prompts (rollout.draw.options); the temperature is the trained policy's.
   options: Callable[[int], draw.Options]
-  policy: Callable[[State], dict]
+  policy: Callable[[State], Any]  # The parameters to sample with (forward.policy).
   accuracy: str = ''  # The part of the reward that says what is right; all of it.
 
 
 def on_policy(
+  ask: Ask,
   *,
-  sample,
-  text: Text,
-  record: Callable[[int], Record],
-  reward: Scorer,
   prompts: int,
-  options: Callable[[int], draw.Options],
-  policy=lambda state: state.params['policy'],
   greedy=None,
   tell: beside.Tell = beside.nothing,
-  accuracy: str = '',
-  index: Callable[[State, int], Sequence[int]] | None = None,
   steps: str = '',
+  index: Callable[[State, int], Sequence[int]] | None = None,
 ) -> Source:
-  """Fresh completions of the current policy, scored.
+  """Fresh completions of the current policy, scored. Step i asks i * prompts and on.
 
   Args:
-    sample: see rollout.sampler.make_sampler.
-    text: tokenizer functions.
-    record: index to training record; step i takes indices i * prompts and on.
-    reward: see rewards.combine.weighted.
+    ask: with a sampler of the group's size.
     prompts: groups per batch.
-    options: of so many prompts (rollout.draw.options); the temperature of sampling is
-      that of the policy that is trained.
-    policy: the state's parameters to sample with (forward.policy).
     greedy: a `sample` of one completion a prompt. Its likeliest completions are scored
       too: extra['greedy_reward'] [B] of the batch, for remax.
     tell: what else is said of the completions (beside.py).
-    accuracy: the part of the reward that is extra['accuracy'] [B, G], if any.
-    index: the records of a step, each once; the next `prompts` if None.
     steps: what a step ends with; each has a reward then (process.py), for grpo_process.
+    index: the records of a step, each once; the next `prompts` if None.
   """
+  text, reward = ask.text, ask.reward
 
   def source(state: State, step: int) -> Drawn:
     start = time.perf_counter()
     following = range(step * prompts, (step + 1) * prompts)
     ids = np.array(index(state, step) if index else following, np.int32)
-    records = [record(int(i)) for i in ids]
-    key = jax.random.fold_in(state.key, step)
-    how = options(prompts)
-    asked = (records, text, policy(state), ids)
-    tokens, length, rollout = completed(sample, *asked, how, key, state.step)
+    records = [ask.record(int(i)) for i in ids]
+    key, how = jax.random.fold_in(state.key, step), ask.options(prompts)
+    asked = (records, text, ask.policy(state), ids)
+    tokens, length, rollout = completed(ask.sample, *asked, how, key, state.step)
     check_finite(rollout, step)
     sampled = time.perf_counter()
     rows = to_samples(rollout, records, text)
@@ -102,7 +90,7 @@ def on_policy(
     more = tell(rows, rollout.length.shape)
     cut = draw.truncates(how).any()
     batch = to_batch(tokens, length, rollout, total, truncated=cut)
-    batch = told_apart(batch, records, parts.get(accuracy))
+    batch = told_apart(batch, records, parts.get(ask.accuracy))
     batch = batch.replace(extra=batch.extra | more.extra)
     metrics = describe(batch, parts) | more.metrics
     if greedy:

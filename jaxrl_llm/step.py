@@ -61,12 +61,9 @@ def make_update_step(
     batch = constrain(corrected(weigh(batch, method), importance))
     batch = couple(forward, method, state, batch, microbatches)
     grads, metrics = gradient(state.params, state.frozen, batch)
-    one = jnp.float32(1)
-    norms = {f'grad_norm/{r}': (optax.tree.norm(g), one) for r, g in grads.items()}
-    return guarded(tx, state, grads), metrics | norms
+    return guarded(tx, state, grads), metrics | norms(grads)
 
   def update_step(state: State, batch: Batch) -> tuple[State, dict]:
-    types.check(batch)
     check_plan(batch, minibatches, microbatches)
     batch = clean(jax.lax.stop_gradient(batch))
     batch = trusting(batch) if trust_sampler else batch
@@ -81,8 +78,7 @@ def make_update_step(
 
     state, metrics = jax.lax.scan(epoch, state, jnp.arange(epochs))
     metrics = metrics_lib.finish(metrics_lib.reduce(metrics_lib.reduce(metrics)))
-    state = method.after(state, batch, metrics)
-    state = state.replace(step=state.step + 1)
+    state = method.after(state, batch, metrics).replace(step=state.step + 1)
     return state, metrics | {'applied': state.applied, 'skipped': state.skipped}
 
   return update_step
@@ -245,6 +241,12 @@ def weigh(batch: Batch, method: Method) -> Batch:
   )
 
 
+def norms(grads) -> Metrics:
+  """The length of each role's gradient."""
+  one = jnp.float32(1)
+  return {f'grad_norm/{r}': (optax.tree.norm(g), one) for r, g in grads.items()}
+
+
 def guarded(tx, state: State, grads) -> State:
   """One optimizer update; a non-finite gradient changes nothing and is counted."""
 
@@ -259,7 +261,8 @@ def guarded(tx, state: State, grads) -> State:
 
 
 def check_plan(batch: Batch, minibatches: int, microbatches: int) -> None:
-  """Refuses a plan that does not divide the prompts, or does not fit the layout."""
+  """types.check; refuses a plan that does not divide the prompts, or fit the layout."""
+  types.check(batch)
   b = batch.prompts.shape[0]
   if batch.layout is not None and minibatches > 1:
     raise types.InputError(

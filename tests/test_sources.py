@@ -63,14 +63,15 @@ def test_the_ids_trained_are_the_ids_sampled():
     seen.extend(rows)
     return np.arange(6.0), {'place': np.arange(6.0)}
 
-  source = sources.on_policy(
+  question = sources.Ask(
     sample=sample,
     text=text(),
     record=lambda i: Record(i, ask(f'q{i}'), 'a', {}),
     reward=reward,
-    prompts=2,
     options=functools.partial(draw.options, max_length=4, temperature=0.5),
+    policy=lambda state: state.params['policy'],
   )
+  source = sources.on_policy(question, prompts=2)
   state = types.State(
     step=0,
     applied=0,

@@ -50,7 +50,6 @@ def ppo(
     critic_steps: the policy rests for so many steps.
     estimate: (reward, value, mask, discount=, lam=) to (A, target).
   """
-  ref = ('ref_logp',) if beta else ()
   scaled, moments = controllers.reward_scaler(reward_scale, reward_clip)
   moved, start = controllers.adaptive_kl(beta, kl_target, kl_horizon)
 
@@ -63,18 +62,16 @@ def ppo(
       paid, batch = kls.paid(batch)
       reward -= now * paid
     adv, target = estimate(reward, batch.old_value, mask, discount=discount, lam=lam)
-    white = advantages.whiten(adv, mask)
-    if advantage_clip:
-      white = jnp.clip(white, -advantage_clip, advantage_clip)
+    bound = advantage_clip or jnp.inf
+    white = jnp.clip(advantages.whiten(adv, mask), -bound, bound)
     if critic_steps:
       white *= state.step >= critic_steps
     return state, batch.replace(advantage=white, target=target)
 
-  needs = ('logp', 'value', 'old_logp', 'old_value', *ref)
-  before = ('old_logp', 'old_value', *ref)
-  carried = dict(extra=moments | start, after=moved)
+  needs = ('logp', 'value', 'old_logp', 'old_value') + (('ref_logp',) if beta else ())
   loss = make_loss(clip, value_clip, value_coef, beta)
-  return Method(loss, needs, prepare, before, aggregate=aggregate, **carried)
+  carried = dict(aggregate=aggregate, extra=moments | start, after=moved)
+  return Method(loss, needs, prepare, prepare_needs=needs[2:], **carried)
 
 
 def make_loss(clip: float, value_clip: float, value_coef: float, beta: float):

@@ -60,9 +60,8 @@ def questions(
       kinds.spoken(asked)
     else:
       asked = records.chat(field(row, question), system=system, suffix=suffix)
-    right = gold(reference)
-    hints = {'solution': worked(reference, right)}
-    return Record(number, asked, right, {'reference': reference}, hints)
+    extra, right = {'reference': reference}, gold(reference)
+    return Record(number, asked, right, extra, {'solution': worked(reference, right)})
 
   test = read(test_path, record)
   test = test[:limit] if limit else test
@@ -72,10 +71,7 @@ def questions(
     raise InputError(
       f'{train_path}: every question is also in {test_path}; give other questions.'
     )
-
-  def check(text: str, record: Record) -> float:
-    return float(numbers.equal(record.answer, find(text)))
-
+  check = lambda text, record: float(numbers.equal(record.answer, find(text)))
   report = [f'{len(train)} questions to train on, {len(test)} held out.']
   if contamination:
     texts = lambda rows: map(records.question, rows)
