@@ -41,7 +41,7 @@ def main() -> None:
       curves[name].append(
         grid.run(one, folder / name.replace(' ', '_') / f'seed{seed}')
       )
-  compare.check(curves, METRIC.value)
+      compare.check({name: curves[name]}, METRIC.value)  # After one run, not after all.
   result = compare.compared(curves, METRIC.value)
   record = log.run_record(config) | {'swap': SWAP.value, 'metric': METRIC.value}
   log.write_json(folder / 'result.json', record | {'arms': result})

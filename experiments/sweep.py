@@ -35,7 +35,7 @@ def main() -> None:
   for one, config in zip(overrides, configs):
     name = grid.label(one)
     curves[name] = [grid.run(config, folder / name.replace(' ', '_'))]
-  compare.check(curves, METRIC.value)
+    compare.check(curves, METRIC.value)  # After one run, not after all.
   sign = 1 if LOWEST.value else -1
   ranked = sorted(curves, key=lambda name: sign * curves[name][0][-1][METRIC.value])
   result = compare.compared({name: curves[name] for name in ranked}, METRIC.value)
