@@ -46,7 +46,7 @@ def network(workdir: str, role: str) -> Network:
   method = assemble.make_method(config)
   trained = forward.roles(assemble.all_needs(method))['params']
   if role not in trained:
-    raise InputError(f'{workdir} trains {sorted(trained)}; it has no {role}.')
+    raise InputError(f'{workdir} trains {sorted(trained)} and no {role}.')
   model = pretrained.load(config.model.name)
   low_rank = initial.lora(config.model)
   params = initial.role_tree(model.params(), role)

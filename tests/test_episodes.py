@@ -392,7 +392,11 @@ def free(params, frozen, batch, needs):
     'ref_logp': lambda: table(frozen, 'ref'),
     'dpo_logp': lambda: table(frozen, 'dpo'),
     'prm_logp': lambda: table(params, 'prm'),
+    'ema_logp': lambda: table(frozen, 'ema'),
+    'teacher_logp': lambda: table(frozen, 'teacher'),
+    'divergence': lambda: (table(params, 'policy') - table(frozen, 'teacher')) ** 2,
     'value': lambda: params['critic'],
+    'cost_value': lambda: params['cost_critic'],
   }
   found = {n: reads[n]()[batch.completions] for n in needs if n in reads}
   if 'score' in needs:
@@ -415,7 +419,10 @@ def with_replies(batch, at=AT):
     mask=spread(batch.mask, 0),
     length=jnp.asarray(at)[batch.length - 1] + 1,  # Ends with the policy's last.
     behavior_logp=spread(jnp.zeros_like(batch.mask), jnp.nan),
-    extra=batch.extra | {'turn': spread(batch.extra['turn'], 0)},
+    extra={
+      k: spread(x, 0) if x.shape == batch.mask.shape else x
+      for k, x in batch.extra.items()
+    },
   )
 
 

@@ -141,6 +141,7 @@ FIRST = {
   'rebel': dict(kl_ref_seq=0.0, margin=0.0),
   'remax': dict(kl_ref_seq=0.0),
   'prime': dict(prm_loss=np.log(2)),
+  'score_rl': dict(kl_ref_seq=0.0),
   'safe_rlhf': dict(kl_ref=0.0, kl_ref_seq=0.0),
   'hc_rlhf': dict(kl_ref_seq=0.0),
   'think_rm_pairwise': dict(kl_ref=0.0),

@@ -127,7 +127,7 @@ def test_learned_hears_what_follows():
 
 
 def test_learned_takes_a_reward_model():
-  with pytest.raises(InputError, match=r"trains \['policy'\]; it has no reward"):
+  with pytest.raises(InputError, match=r"trains \['policy'\] and no reward"):
     learned(run=str(runs.finished('grpo')))
 
 

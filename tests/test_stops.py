@@ -195,11 +195,9 @@ def test_lengths_at_the_edge(case):
     assert TOKENIZER.decode(tokens[:size]) == want
 
 
-@pytest.mark.parametrize(
-  ('policy', 'want'), [('cut', (0, 16, 64)), ('drop', (8, 0, 0))]
-)
+@pytest.mark.parametrize(('policy', 'want'), [('cut', (0, 8, 32)), ('drop', (8, 0, 0))])
 def test_what_is_too_long_is_reported(policy, want):
-  """AT-43: in the metrics of a run whose answers are 7 tokens, with room for 4."""
-  run = runs.assembled(runs.config('dpo', data=dict(long_completion=policy)))
+  """AT-43: in the metrics of a run whose answers are 6 tokens, with room for 4."""
+  run = runs.assembled(runs.config('sft', data=dict(long_completion=policy)))
   found = run.source(run.state, 0).metrics
   assert tuple(found[name] for name in ('dropped', 'cut', 'tokens')) == want

@@ -12,7 +12,7 @@ from jaxrl_llm.types import Batch, Outputs, State
 
 B, G, P, T, V = 8, 2, 3, 5, 5
 SGD = optax.sgd(1.0)
-FROZEN = {'ref': 1, 'dpo': 3, 'ema': 4, 'teacher': 5}  # Role to seed.
+FROZEN = {'ref': 1, 'dpo': 3, 'teacher': 4, 'ema': 5}  # Role to seed.
 
 
 def float64():
