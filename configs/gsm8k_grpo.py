@@ -17,7 +17,7 @@ from jaxrl_llm.default_config import default_config, sampled
 def get_config() -> config_dict.ConfigDict:
   c = default_config('gsm8k_grpo', 'grpo')
   c.steps = 20
-  c.plan.microbatches = 4
+  c.plan.update(microbatches=4, padding_free=True)
   c.model.lora.rank = 16
   c.optimizer.policy.update(learning_rate=1e-4, decay='linear')
   c.evaluation = dict(every=20, batch=50)

@@ -9,6 +9,19 @@
   GRPO (2025, https://arxiv.org/abs/2501.12948; the upper clip is its 10).
 - cascade: one domain after another, on policy, without KL, every token alike
   (Nemotron-Cascade, 2025, https://arxiv.org/abs/2512.13607).
+- salsa: two SFT runs and PPO from the first, its reference the average of both (2024,
+  https://arxiv.org/abs/2411.01798).
+- iterative_dpo: two rounds of fresh pairs, best against worst, and DPO on them, its
+  reference the SFT model as in the text of Xiong et al. (2023,
+  https://arxiv.org/abs/2312.11456); their code's is the round before.
+- gshf_offline: DPO from the SFT model, and against it, on stored pairs: the first of
+  the same paper's settings, without its pessimism.
+- gshf_online: the same on fresh pairs of all rounds so far; best against worst stands
+  for the second agent, which explores.
+- gshf_hybrid: stored pairs first, and fresh ones beside them.
+- spin: two rounds of the task's answers against the policy's own (methods/spin.py).
+- accelerated: as iterative_dpo, each round from a step beyond the last one, which is
+  its reference too. Experimental (models/merging.py: extrapolate).
 - rlmt: think, then answer; a reward model sees the answer alone (2025,
   https://arxiv.org/abs/2509.20357).
 
@@ -66,6 +79,82 @@ def rto() -> dict:
   return dict(sft=stage('sft', 15), dpo=first, rto=second)
 
 
+def salsa() -> dict:
+  stages = dict(sft=stage('sft', 30), other=stage('sft', 30))
+  stages['other'].seed = stages['other'].data.seed = 1
+  ppo = stages['ppo'] = stage('ppo', 40, 'stage:sft/model')
+  soup = "average(models=('stage:sft/model', 'stage:other/model'), shares=(0.5, 0.5))"
+  ppo.model.ref = soup
+  return stages
+
+
+def rounds(method: str, pair: str, count: int = 2) -> dict:
+  """After SFT, so many rounds of collecting pairs and learning from them."""
+  stages, model = dict(sft=stage('sft', 30)), 'stage:sft/model'
+  for i in range(1, count + 1):
+    c = stages[f'pairs_{i}'] = stage('grpo', 16, model)
+    c.seed, c.collect = i, dict(pair=pair, margin=0.0)
+    c = stages[f'{method}_{i}'] = stage(method, 20, model)
+    c.data = dict(name='files', path=f'stage:pairs_{i}/kept.jsonl', kind='pairs')
+    c.data.test_size = 16
+    model = f'stage:{method}_{i}/model'
+  return stages
+
+
+def iterative_dpo() -> dict:
+  stages = rounds('dpo', 'best_worst')
+  for i in (1, 2):
+    stages[f'dpo_{i}'].model.ref = 'stage:sft/model'
+  return stages
+
+
+def gshf(stored: bool, count: int) -> dict:
+  """Each DPO begins with the SFT model and has all pairs so far: the stored ones, where
+  there are any, and those of `count` rounds of the policy before.
+  """
+  stages, model, parts = dict(sft=stage('sft', 30)), 'stage:sft/model', {}
+  for i in range(not stored, count + 1):
+    if i:
+      c = stages[f'pairs_{i}'] = stage('grpo', 16, model)
+      c.seed, c.collect = i, dict(pair='best_worst', margin=0.0)
+      path = f'stage:pairs_{i}/kept.jsonl'
+      part = dict(name='files', path=path, kind='pairs', test_size=16)
+    else:
+      part = dict(name='letters', kind='pairs', size=256, test_size=16)
+    parts[f'round_{i}'] = part | dict(weight=1.0)
+    c = stages[f'dpo_{i}'] = stage('dpo', 20, 'stage:sft/model')
+    c.model.ref = 'stage:sft/model'
+    c.data = dict(name='mixture', parts=dict(parts))
+    model = f'stage:dpo_{i}/model'
+  return stages
+
+
+def gshf_offline() -> dict:
+  return gshf(True, 0)
+
+
+def gshf_online() -> dict:
+  return gshf(False, 2)
+
+
+def gshf_hybrid() -> dict:
+  return gshf(True, 2)
+
+
+def spin() -> dict:
+  return rounds('spin', 'answer')
+
+
+def accelerated() -> dict:
+  stages = rounds('dpo', 'best_worst', 3)
+  for i in (2, 3):
+    before = 'sft' if i == 2 else f'dpo_{i - 2}'
+    new, old = f'stage:dpo_{i - 1}/model', f'stage:{before}/model'
+    step = f"extrapolate(models=('{new}', '{old}'), alpha=0.3)"
+    stages[f'pairs_{i}'].model.name = stages[f'dpo_{i}'].model.name = step
+  return stages
+
+
 def deepseek_r1() -> dict:
   first = stage('grpo', 20, 'stage:cold_start/model')
   best = stage('grpo', 16, 'stage:first_rl/model')
@@ -100,7 +189,9 @@ def rlmt() -> dict:
   return dict(sft=sft, reward=stage('bradley_terry', 150), grpo=grpo)
 
 
-RECIPES = {f.__name__: f for f in (instruct_gpt, rto, deepseek_r1, cascade, rlmt)}
+ALL = (instruct_gpt, rto, salsa, iterative_dpo, spin, accelerated)
+ALL += (gshf_offline, gshf_online, gshf_hybrid)
+RECIPES = {f.__name__: f for f in (*ALL, deepseek_r1, cascade, rlmt)}
 
 
 def get_config(name: str = 'instruct_gpt') -> config_dict.ConfigDict:

@@ -24,7 +24,8 @@ def get_config(method: str = 'grpo') -> config_dict.ConfigDict:
   c = default_config(f'toy_{method}', method)
   c.model.name = 'tiny'
   c.steps = 60
-  roles = ('policy', 'critic', 'cost_critic', 'reward', 'prm')
+  roles = ('policy', 'critic', 'cost_critic', 'twin_critic', 'reward', 'prm')
+  roles += ('own', 'ensemble')
   c.optimizer = {r: adam(3e-3) for r in roles}
   c.evaluation = dict(every=20, batch=16)
   c.source = sampled(16, 8, 16, 6)
@@ -37,7 +38,7 @@ def get_config(method: str = 'grpo') -> config_dict.ConfigDict:
     c.method.update(least=2, most=4, mean=3, signal='reward')
   if method == 'grpo_process':
     c.source.steps = 'a'  # Every a ends a step, in want of lines.
-  if method in ('two_grpo', 'rebel', 'online_ipo', 'nash_md'):
+  if method in ('two_grpo', 'rebel', 'online_ipo', 'nash_md', 'inpo'):
     c.source.group = 2
   if method == 'nash_md':
     c.source.mixture = 0.25
@@ -45,6 +46,16 @@ def get_config(method: str = 'grpo') -> config_dict.ConfigDict:
     c.model.dpo = 'tiny'  # A stand-in: the policy at its birth, which rewards nothing.
   if method in ('gkd', 'minillm'):
     c.model.teacher = 'tiny'  # A stand-in: the policy at its birth, nothing to learn.
+  if method == 'vpl':
+    c.method.update(latent=16, hidden=32)
+  if method == 'armo':
+    c.method.hidden = 32
+  if 'attributes' in c.method:
+    c.method.attributes = 'share,size'
+  if method == 'heron':
+    c.method.factors = 'share,size'
+  if method == 'multitask_ratings':
+    c.method.update(attribute='share', classes=2)
   if 'max_length' in c.method:
     c.method.max_length = c.source.max_length
   if method in KINDS:

@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from jaxrl_llm import command, restored
-from jaxrl_llm.models import lora, weights
+from jaxrl_llm.models import lora
 from jaxrl_llm.types import InputError
 
 
@@ -18,7 +18,7 @@ def main(argv: list[str]) -> None:
   args = parser.parse_args(argv)
   policy = restored.policy(args.workdir)
   if not args.adapters:
-    weights.save(args.folder, policy.fields, policy.params, tokenizer=policy.tokenizer)
+    restored.export(policy, args.folder)
     print(f'{args.folder}: config.json, model.safetensors and the tokenizer.')
     return
   if policy.adapters is None:

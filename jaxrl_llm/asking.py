@@ -12,28 +12,27 @@ from jaxrl_llm import (
   episodes,
   filtration,
   forward,
+  pairing,
   rationing,
+  replay,
   scaffold,
   sharding,
   sources,
+  types,
 )
 from jaxrl_llm.data import chat, examples
 from jaxrl_llm.evaluate import held_out
 from jaxrl_llm.feeds import Feed, pretraining
 from jaxrl_llm.models import pretrained
-from jaxrl_llm.rewards import combine
-from jaxrl_llm.rollout import draw, mixture
+from jaxrl_llm.rewards import combine, shaping
+from jaxrl_llm.rollout import draw, mixture, trees
 from jaxrl_llm.rollout.sampler import make_sampler
 from jaxrl_llm.rollout.stops import stop_strings
-from jaxrl_llm.types import InputError, State
+from jaxrl_llm.types import Batch, InputError, Method, State
 
 # Columns of the sample table, which a reward part cannot be called.
 RESERVED = ('prompt', 'completion', 'reward', 'cost', 'step', 'split')
-EPISODES = {
-  'episodes': episodes.episodes,
-  'episode_pairs': episodes.episode_pairs,
-}
-NAMES = ('on_policy', 'until_mixed', 'rationed', *EPISODES)
+NAMES = ('on_policy', 'until_mixed', 'rationed', *episodes.SOURCES)
 
 
 def questions(config, decoder, model, text, mesh) -> Feed:
@@ -46,23 +45,43 @@ def questions(config, decoder, model, text, mesh) -> Feed:
     policy=forward.policy,
     text=text,
     record=task.train,
-    reward=make_reward(config, task),
+    reward=(reward := make_reward(config, task)),
     accuracy=part_name(config, 'accuracy'),
     options=warm,
   )
-  source = fresh(config, ask, make_tell(config, task), sampler, decoder)
+  place = functools.partial(sharding.put_batch, mesh=mesh)
+  source = fresh(config, ask, make_tell(config, task, reward), sampler, decoder, place)
   source = shaped(source, config, ask)
-  score = held_out.make_held_out(
-    sampler(1, config.evaluation.batch), text, task, options=cold
-  )
+  alone, priced = sampler(1, config.evaluation.batch), make_priced(config, task)
+  task, apart = set_apart(task, config.get('safety', {}).get('size', 0))
+  score = held_out.make_held_out(alone, text, task, options=cold, priced=priced)
+  feed = fed(config, model, mesh, task, source, score, told(config))
+  if not apart:
+    return feed
+  bound = {k: config.safety[k] for k in ('threshold', 'delta')}
+  how = dict(options=warm, priced=priced) | bound
+  test = held_out.make_safety(alone, text, apart, **how)
+  return feed._replace(safety=lambda state: test(forward.policy(state), state.key))
+
+
+def set_apart(task, count: int):
+  """The task, and the last `count` of its held-out questions, which it then lacks."""
+  if count and not 2 <= count < len(task.test):
+    raise InputError(
+      f'config.safety.size={count} keeps so many of {len(task.test)} held-out '
+      'questions for itself: give at least 2 and leave some, or raise task.test_size.'
+    )
+  kept = len(task.test) - count
+  return task._replace(test=task.test[:kept]), task.test[kept:]
+
+
+def fed(config, model, mesh, task, source, score, extra) -> Feed:
+  """Source and held-out score of a policy as a feed, with the demonstrations of
+  config.pretrain as a second stream, if there are any.
+  """
   found = examples.Data((), (), task.digest, task.report)
   evaluate = lambda state: score(forward.policy(state))
-  feed = Feed(source, evaluate, found, extra=told(config))
-  return beside_demonstrations(feed, config, model, mesh)
-
-
-def beside_demonstrations(feed: Feed, config, model, mesh) -> Feed:
-  """The feed with those of config.pretrain as a second stream, if there are any."""
+  feed = Feed(source, evaluate, found, extra=extra)
   if 'pretrain' not in config:
     return feed
   aux = pretraining(config, model, mesh)
@@ -73,12 +92,13 @@ def beside_demonstrations(feed: Feed, config, model, mesh) -> Feed:
 def told(config) -> dict[str, np.ndarray]:
   """What a source of questions says beside the reward, as zeros."""
   s = config.source
-  b, g, t = s.prompts, s.group, s.max_length
+  b, g, t = width(s), size(s), s.max_length
   found = told_of_completions(config) | {
     'accuracy': (s.get('accuracy'), (b, g)),
     'answer': (s.get('answer'), (b, g, t)),
     'step_end': (s.get('steps'), (b, g, t)),
     'step_reward': (s.get('steps'), (b, g, t)),
+    'replayed': (s.get('replay'), (b,)),
   }
   zeros = {
     k: np.zeros(shape, np.float32) for k, (there, shape) in found.items() if there
@@ -86,10 +106,46 @@ def told(config) -> dict[str, np.ndarray]:
   return zeros | {'question': np.zeros(b, np.int32)}
 
 
+def width(source) -> int:
+  """Groups of a batch, those that are replayed included."""
+  return source.prompts + source.get('replay', 0)
+
+
+def widest(source, extra) -> Batch:
+  """A batch of the widest rows that config.source makes, as zeros."""
+  shape = (width(source), size(source), source.max_length)
+  zeros = np.zeros(shape, np.float32)
+  prompts = np.zeros((len(zeros), source.max_prompt), np.int32)
+  length = np.full(len(zeros), source.max_prompt, np.int32)
+  full = np.full(shape[:2], source.max_length, np.int32)
+  batch = types.make_batch(prompts, length, zeros.astype(np.int32), full)
+  return batch.replace(reward=zeros[..., 0], behavior_logp=zeros, extra=extra)
+
+
+def with_replay(method: Method, config) -> Method:
+  """The method, keeping what config.source.replay draws from (replay.py)."""
+  s, u = config.source, config.plan
+  other = [k for k in ('hints', 'pool', 'mixture') if s.get(k)]
+  other += [k for k in ('data', 'pretrain') if k in config]
+  if other or s.name not in ('on_policy', 'until_mixed'):
+    raise InputError(
+      f"config.source.replay takes name='on_policy' or 'until_mixed', not {s.name!r}, "
+      f'and neither hints, pool, mixture, data nor pretrain; there is {other}.'
+    )
+  if not (u.get('importance') or u.get('trust_sampler')):
+    raise InputError(
+      'config.source.replay: older parameters sampled what is replayed. Set '
+      "config.plan.importance='token', or another, or config.plan.trust_sampler."
+    )
+  extra = {k: x for k, x in told(config).items() if k not in ('answer', 'replayed')}
+  like = widest(s, extra)
+  return replay.remembered(method, like, size=s.replay_size, fresh=s.prompts)
+
+
 def told_of_completions(config) -> dict:
   """What may be said beside the reward: whether config asks for it, and its shape."""
   s = config.source
-  b, g = s.prompts, s.group
+  b, g = width(s), size(s)
   return {
     'greedy_reward': (s.get('greedy'), (b,)),
     'anchor_reward': (s.get('anchor'), (b,)),
@@ -101,6 +157,8 @@ def told_of_completions(config) -> dict:
 
 def refuse_told(config, by: str) -> None:
   """Refuses what a source that is not on_policy's own would not fill in."""
+  if config.source.get('tree', {}).get('share'):
+    raise InputError(f'config.source: {by} grows no trees; set tree.share=().')
   there = sorted(k for k, (asked, _) in told_of_completions(config).items() if asked)
   if there:
     raise InputError(
@@ -109,7 +167,7 @@ def refuse_told(config, by: str) -> None:
     )
 
 
-def fresh(config, ask: sources.Ask, tell: beside.Tell, sampler, decoder):
+def fresh(config, ask: sources.Ask, tell: beside.Tell, sampler, decoder, place):
   """The source that config.source.name draws from. `sampler` takes (group, slots)."""
   s = config.source
   if s.name not in NAMES:
@@ -123,7 +181,10 @@ def fresh(config, ask: sources.Ask, tell: beside.Tell, sampler, decoder):
     return rationing.rationed(ask, prompts=s.prompts, group=s.group)
   index = curriculum.by_rate(s.prompts, s.pool_floor) if s.get('pool') else None
   slots = s.get('slots', 0)
-  ask = ask._replace(sample=sampler(s.group, slots))
+  sample = sampler(s.group, slots)
+  if s.get('tree', {}).get('share'):
+    sample = grown(s, decoder, sampler, place)
+  ask = ask._replace(sample=sample)
   source = sources.on_policy(
     against(ask, decoder, s) if s.get('mixture') else ask,
     tell=tell,
@@ -135,6 +196,28 @@ def fresh(config, ask: sources.Ask, tell: beside.Tell, sampler, decoder):
   if s.name == 'until_mixed':
     source = sources.until_mixed(source, prompts=s.prompts, limit=s.limit)
   return source
+
+
+def grown(s, decoder, sampler, place):
+  """A `sample` that grows config.source.tree.share of each group (rollout/trees.py)."""
+  options = s.tree.to_dict()
+  share = sorted(options.pop('share'))
+  other = [k for k in ('slots', 'stop_strings', 'mixture') if s.get(k)]
+  cut = draw.truncates(draw.options(1, max_length=1, **draw.truncation(s))).any()
+  if other or cut or any(not 0 <= x <= 1 for _, x in share):
+    raise InputError(
+      f'config.source.tree takes shares from 0 to 1, not {share}, the whole '
+      f'distribution (top_k=0, top_p=1, min_p=0), and no {other or "slots"}.'
+    )
+  return trees.make_trees(
+    decoder,
+    sampler(1, 0),
+    group=s.group,
+    max_length=s.max_length,
+    growth=trees.Growth(**options),
+    share=functools.partial(trees.share_at, share),
+    place=place,
+  )
 
 
 def against(ask: sources.Ask, decoder, s) -> sources.Ask:
@@ -169,12 +252,28 @@ def shaped(source: sources.Source, config, ask: sources.Ask) -> sources.Source:
       )
     first = round(s.hints_after * config.steps)
     source = scaffold.scaffolded(source, ask, levels=s.hints, first=first)
-  if s.get('filter'):
-    source = filtration.filtered(source, s.filter)
-  source = sources.changed(source, lambda rows, *_: sources.trimmed(rows))
+  source = picked(source, s)
   if s.get('answer'):
     source = answers.answered(source, s.answer, ask.text.decode)
   return source
+
+
+def picked(source: sources.Source, s) -> sources.Source:
+  """The source's completions filtered, paired and others replayed, where config.source
+  says so, and trimmed.
+  """
+  if s.get('filter'):
+    source = filtration.filtered(source, s.filter)
+  if s.get('pair'):
+    source = pairing.paired(source, s.pair, s.get('margin', 0.0))
+  if s.get('replay'):
+    source = replay.replayed(source, groups=s.replay)
+  return sources.changed(source, lambda rows, *_: sources.trimmed(rows))
+
+
+def size(s) -> int:
+  """Completions of a group, as the method sees it."""
+  return 2 if s.get('pair') else s.group
 
 
 def part_name(config, option: str) -> str:
@@ -189,13 +288,13 @@ def part_name(config, option: str) -> str:
 def conversations(config, decoder, model, text, mesh) -> Feed:
   """Episodes with the task's environment, and greedy held-out ones."""
   task, s = checked_task(config), config.source
-  size = min(s.turn_length or s.max_length, s.max_length)
-  sampler, warm, cold = sampling(config, decoder, model, text, mesh, size)
+  room = min(s.turn_length or s.max_length, s.max_length)
+  sampler, warm, cold = sampling(config, decoder, model, text, mesh, room)
   between = chat.replier(model.tokenizer, pretrained.stop_ids(model.tokenizer))
   partner = lambda slots: episodes.Partner(
     sampler(1, slots), text, task.env, between, s.max_length, s.turns
   )
-  source = EPISODES[s.name](
+  source = episodes.SOURCES[s.name](
     partner=partner(s.get('slots', 0)),
     record=task.train,
     reward=make_reward(config, task),
@@ -204,18 +303,13 @@ def conversations(config, decoder, model, text, mesh) -> Feed:
     options=warm,
     policy=forward.policy,
   )
-  if s.get('filter'):
-    source = filtration.filtered(source, s.filter)
-  source = sources.changed(source, lambda rows, *_: sources.trimmed(rows))
+  source = picked(source, s)
   score = held_out.make_episodes(partner(config.evaluation.batch), task, options=cold)
   parts = task.env.score(task.env.start(task.test[0])[1])[1]
-  shape = (s.prompts, s.group)
+  shape = (s.prompts, size(s))
   extra = {k: np.zeros(shape, np.float32) for k in parts}
   extra['turn'] = np.ones((*shape, s.max_length), np.int32)
-  found = examples.Data((), (), task.digest, task.report)
-  evaluate = lambda state: score(forward.policy(state))
-  feed = Feed(source, evaluate, found, extra=extra)
-  return beside_demonstrations(feed, config, model, mesh)
+  return fed(config, model, mesh, task, source, score, extra)
 
 
 def checked_task(config):
@@ -259,8 +353,9 @@ def make_reward(config, task, section: str = 'rewards'):
       raise InputError(f'{where}: the sample table has a column {key!r}; rename it.')
     if not isinstance(options, dict) or 'name' not in options:
       raise InputError(f'{where}={options!r}; give name=..., weight=... and options.')
-    weight = options.pop('weight', 1.0)
-    parts[key] = (weight, judging(options, task, where))
+    weight, shape = options.pop('weight', 1.0), options.pop('shape', '')
+    part = judging(options, task, where)
+    parts[key] = (weight, shaping.shaped(part, shape, where) if shape else part)
   return combine.weighted(parts)
 
 
@@ -273,13 +368,18 @@ def judging(options: dict, task, where: str):
   return build.call(factory, options, where)
 
 
-def make_tell(config, task) -> beside.Tell:
+def make_priced(config, task) -> beside.Tell:
+  """What config.costs says of completions, if it is there."""
+  if not config.get('costs'):
+    return beside.nothing
+  return beside.costs(make_reward(config, task, 'costs'))
+
+
+def make_tell(config, task, reward: combine.Scorer) -> beside.Tell:
   """What config.costs, config.judge and config.source.anchor say beside the reward."""
-  told = []
-  if config.get('costs'):
-    told.append(beside.costs(make_reward(config, task, 'costs')))
+  told = [make_priced(config, task)]
   if config.source.get('anchor'):
-    told.append(beside.anchor(make_reward(config, task)))
+    told.append(beside.anchor(reward))
   if judge := config.get('judge'):
     options = judge.to_dict()
     both = options.pop('both_orders', False)

@@ -1,7 +1,9 @@
 """From a config to the parts of a run. Below this file nobody sees a config."""
 
 import functools
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -11,8 +13,10 @@ import numpy as np
 from jaxrl_llm import (
   asking,
   build,
+  controllers,
   curriculum,
   entropy,
+  episodes,
   feeds,
   forward,
   initial,
@@ -53,6 +57,7 @@ class Run(NamedTuple):
   rates: dict[str, Callable]  # Role -> learning-rate schedule, for the log.
   mesh: jax.sharding.Mesh
   model: pretrained.Pretrained
+  safety: Callable[[State], dict[str, float]] | None = None  # Of the last policy.
 
 
 def assemble(config) -> Run:
@@ -65,7 +70,7 @@ def assemble(config) -> Run:
   adapters = initial.lora(config.model)
   needed = roles(config, method)
   others = other_models(config, model, needed['frozen'])
-  decoders = make_decoders(config, model, others, mesh, adapters)
+  decoders = make_decoders(config, model, others, mesh, adapters, method.heads)
   see = forward.make_forward(decoders)
   u = config.plan
   total = config.steps * u.epochs * u.minibatches
@@ -75,9 +80,10 @@ def assemble(config) -> Run:
     needed,
     tx,
     mesh,
+    method,
     lora=adapters,
     others=others,
-    extra=method.extra,
+    judged=critic_start(config, needed['params']),
     seed=config.seed,
   )
   update_step = planned_step(see, tx, method, config, mesh)
@@ -85,13 +91,13 @@ def assemble(config) -> Run:
   if 'data' in config:
     feed = feeds.completions(config, see, method, model, mesh)
   else:
-    several = config.source.name in asking.EPISODES
+    several = config.source.name in episodes.SOURCES
     make = asking.conversations if several else asking.questions
     feed = make(config, decoders['policy'], model, text, mesh)
   feed = feed._replace(source=feeds.laid_out(feed.source, config, mesh))
   jax.eval_shape(update_step, state, specimen(config, feed, state))
   told = (feed.source, feed.evaluate, feed.data, feed.scores)
-  return Run(state, update, *told, rates, mesh, model)
+  return Run(state, update, *told, rates, mesh, model, feed.safety)
 
 
 def planned_step(see, tx, method: Method, config, mesh):
@@ -118,7 +124,11 @@ def make_method(config) -> Method:
   if coef := u.get('entropy_coef', 0.0):
     target, delta = u.get('entropy_target', 0.0), u.get('entropy_delta', 0.0)
     method = entropy.with_entropy(method, coef=coef, target=target, delta=delta)
-  method = select_tokens(method, u)
+  scale = u.get('reward_scale', 'none'), u.get('reward_bound', 0.0)
+  method = controllers.with_reward_scale(selection.selected(method, u), *scale)
+  method = refreshing(config, method)
+  if s.get('replay'):
+    method = asking.with_replay(method, config)
   if 'pretrain' not in config:
     return method
   if 'data' in config:
@@ -126,17 +136,20 @@ def make_method(config) -> Method:
   return pretraining.with_pretraining(method, coef=config.pretrain.coef)
 
 
-def select_tokens(method: Method, plan) -> Method:
-  """The method with what config.plan says of single tokens (selection.py)."""
-  if share := plan.get('clip_cov', 0.0):
-    low, high = plan.get('clip_cov_low', 1.0), plan.get('clip_cov_high', 5.0)
-    method = selection.with_clip_cov(method, share=share, low=low, high=high)
-  if share := plan.get('kl_cov', 0.0):
-    coef = plan.get('kl_cov_coef', 0.1)
-    method = selection.with_kl_cov(method, share=share, coef=coef)
-  if (share := plan.get('top_entropy', 1.0)) != 1:
-    method = selection.with_top_entropy(method, share=share)
-  return method
+def refreshing(config, method: Method) -> Method:
+  """The method with the reference moved, where config.plan.refresh says so."""
+  u = config.plan
+  if not (every := u.get('refresh', 0)):
+    return method
+  if (
+    initial.lora(config.model)
+    or 'ref' not in forward.roles(all_needs(method))['frozen']
+  ):
+    raise InputError(
+      'config.plan.refresh moves a reference that is a copy of the policy. With LoRA '
+      f'it is the base, and {config.method.name} may have none: set refresh=0.'
+    )
+  return controllers.refreshed(method, every=every, share=u.get('refresh_share', 1.0))
 
 
 def make_importance(config):
@@ -154,7 +167,7 @@ def make_importance(config):
   return functools.partial(fn, **{k: band[k] for k in band if k in build.signature(fn)})
 
 
-def make_decoders(config, model, others, mesh, adapters) -> dict[str, Decoder]:
+def make_decoders(config, model, others, mesh, adapters, heads) -> dict[str, Decoder]:
   """A network for every role."""
   dtype = choose(DTYPES, config.model.dtype, 'config.model.dtype')
   choose(REMAT, config.model.remat, 'config.model.remat')
@@ -163,7 +176,7 @@ def make_decoders(config, model, others, mesh, adapters) -> dict[str, Decoder]:
       others.get(s.role, model).config,
       dtype,
       config.model.remat,
-      scores=int(s.role in initial.SCORED),
+      scores=initial.scores(s.role, heads),
       spread=sharding.constrain(mesh),
       lora=adapters if s.tree == 'params' or s.role in initial.ADAPTED else None,
     )
@@ -188,7 +201,8 @@ def make_mesh(config) -> jax.sharding.Mesh:
       f'config.mesh={axes} does not fit {count} devices. The product of the three is '
       'at most that; one may be -1 and takes what is left.'
     ) from error
-  check_divides('config.source.prompts', config.source.prompts, mesh)
+  rows = asking.width(config.source)
+  check_divides('config.source.prompts, with those replayed,', rows, mesh)
   return mesh
 
 
@@ -236,13 +250,18 @@ def roles(config, method: Method) -> dict[str, set[str]]:
       f'config.source.cache_reference: {config.method.name} has no reference whose '
       'log-probs of the stored completions are all it takes. Set it to False.'
     )
+  if config.model.get('ref') or config.plan.get('refresh'):
+    raise InputError(
+      'config.source.cache_reference scores with the policy at its birth. Set it to '
+      'False, or unset config.model.ref and config.plan.refresh.'
+    )
   return forward.roles(n for n in needs if n != 'ref_logp')
 
 
 def other_models(config, model, frozen) -> dict[str, pretrained.Pretrained]:
   """The models of frozen roles that are not the policy at its birth."""
-  found = {}
-  for role in sorted(frozen - {*initial.BORN}):
+  found, born = {}, {r for r in initial.BORN if not config.model.get(r)}
+  for role in sorted(frozen - born):
     if not (name := config.model.get(role)):
       raise InputError(
         f'{config.method.name} needs config.model.{role}, a model by name or folder '
@@ -256,6 +275,27 @@ def other_models(config, model, frozen) -> dict[str, pretrained.Pretrained]:
         f'config.model.{role}={name}: another vocabulary than {config.model.name}.'
       )
   return found
+
+
+def critic_start(config, trained) -> str:
+  """config.model.critic, the folder of a run of a reward model on the same base."""
+  folder, where = config.model.get('critic', ''), 'config.model.critic'
+  if not folder:
+    return ''
+  record = Path(folder) / 'run.json'
+  if 'critic' not in trained or not record.exists():
+    raise InputError(
+      f'{where}={folder!r}: give the folder of a run of bradley_terry (run.json), '
+      f'for a method with a critic; {config.method.name} trains {sorted(trained)}.'
+    )
+  theirs = json.loads(record.read_text())['config']['model']
+  alike = lambda m: (m.get('lora') or {'rank': 0})['rank'] and (m['name'], m['lora'])
+  if alike(theirs) != alike(json.loads(config.model.to_json())):
+    raise InputError(
+      f'{where}={folder!r}: with LoRA a critic takes adapters of the same base, rank '
+      f'and targets; there they are {alike(theirs)}.'
+    )
+  return folder
 
 
 def make_optimizer(config, method: Method, total_updates: int):
@@ -275,21 +315,11 @@ def specimen(config, feed: feeds.Feed, state: State) -> types.Batch:
   s, u = config.source, config.plan
   if 'data' in config:
     return feed.source(state, 0).batch
-  shape = (s.prompts, s.group, s.max_length)
-  zeros, full = np.zeros(shape, np.float32), np.full(shape[:2], s.max_length, np.int32)
-  batch = types.make_batch(
-    np.zeros((s.prompts, s.max_prompt), np.int32),
-    np.full(s.prompts, s.max_prompt, np.int32),
-    zeros.astype(np.int32),
-    full,
-  )
-  order = np.zeros((s.prompts, u.epochs), np.int32) if u.minibatches > 1 else None
+  batch, rows = asking.widest(s, feed.extra), asking.width(s)
+  order = np.zeros((rows, u.epochs), np.int32) if u.minibatches > 1 else None
   how = draw.options(1, max_length=1, **draw.truncation(s))
   return batch.replace(
-    reward=zeros[..., 0],
-    behavior_logp=zeros,
-    kept_mass=zeros if draw.truncates(how).any() else None,
+    kept_mass=batch.behavior_logp if draw.truncates(how).any() else None,
     order=order,
-    extra=feed.extra,
     aux=feed.aux(state, 0).batch if feed.aux else None,
   )

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxrl_llm.rewards import combine
-from jaxrl_llm.rewards.sample import Sample
+from jaxrl_llm.rewards.sample import Batched, Sample
 
 
 class Told(NamedTuple):
@@ -24,7 +24,8 @@ class Told(NamedTuple):
 
 # Samples and (B, G) to what is told of them.
 Tell = Callable[[Sequence[Sample], tuple[int, int]], Told]
-Judge = Callable[[Sample, Sample], float]  # Above 0 where the first is better.
+# Above 0 where the first is better; a Batched one sees all pairs at once.
+Judge = Callable[[Sample, Sample], float] | Batched
 
 
 def together(parts: Sequence[Tell]) -> Tell:
@@ -77,17 +78,23 @@ def duels(judge: Judge, *, both: bool = False) -> Tell:
   place is evened out.
   """
 
-  def said(one: Sample, other: Sample) -> float:
-    return combine.call('judge', lambda sample: judge(sample, other), one)
+  def said(pairs: Sequence[tuple[Sample, Sample]]) -> np.ndarray:
+    if isinstance(judge, Batched):
+      found = combine.batched('judge', judge, pairs, [one for one, _ in pairs])
+    else:
+      mine = lambda other: lambda one: judge(one, other)
+      found = [combine.call('judge', mine(other), one) for one, other in pairs]
+    return np.array(found, np.float32)
 
   def tell(rows, shape) -> Told:
     b, g = shape
-    found = np.zeros((b, g, g), np.float32)
-    for k, (i, j) in itertools.product(range(b), itertools.combinations(range(g), 2)):
-      one, other = rows[k * g + i], rows[k * g + j]
-      d = said(one, other)
-      d = (d - said(other, one)) / 2 if both else d
-      found[k, i, j], found[k, j, i] = d, -d
-    return Told({'duel': found}, {}, {})
+    duel = np.zeros((b, g, g), np.float32)
+    at = [(k, *ij) for k in range(b) for ij in itertools.combinations(range(g), 2)]
+    pairs = [(rows[k * g + i], rows[k * g + j]) for k, i, j in at]
+    d = said(pairs)
+    d = (d - said([pair[::-1] for pair in pairs])) / 2 if both else d
+    k, i, j = np.array(at, np.int64).reshape(-1, 3).T
+    duel[k, i, j], duel[k, j, i] = d, -d
+    return Told({'duel': duel}, {}, {})
 
   return tell

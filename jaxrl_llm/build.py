@@ -28,6 +28,9 @@ NAMESPACES = {
   'aggregate': 'jaxrl_llm.ops.weights',
   'kl': 'jaxrl_llm.ops.kl',
   'judge': 'jaxrl_llm.ops.preferences',
+  'ties': 'jaxrl_llm.ops.preferences',
+  'loss': 'jaxrl_llm.ops.pair_losses',
+  'link': 'jaxrl_llm.ops.links',
 }
 
 

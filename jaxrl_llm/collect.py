@@ -1,4 +1,5 @@
-"""Rejection sampling: a policy's best completions, as demonstrations to learn from.
+"""Rejection sampling: a policy's best completions, as demonstrations to learn from, or
+pairs of them.
 
 A config with a section `collect` samples, scores and keeps in place of training.
 """
@@ -6,20 +7,24 @@ A config with a section `collect` samples, scores and keeps in place of training
 from collections.abc import Iterator
 from pathlib import Path
 
-from jaxrl_llm import assemble, build, log, train
+import numpy as np
+
+from jaxrl_llm import assemble, build, log, pairing, sources, train
 from jaxrl_llm.sources import Drawn
-from jaxrl_llm.tasks.records import Task
+from jaxrl_llm.tasks.records import Record, Task
 from jaxrl_llm.types import InputError
 
 FILE = 'kept.jsonl'
 
 
 def main(config, workdir: str) -> dict[str, float]:
-  """Writes <workdir>/kept.jsonl (kind 'demonstrations'), from config.steps batches.
+  """Writes <workdir>/kept.jsonl from config.steps batches: the kind 'demonstrations',
+  or with `collect.pair` the kind 'pairs'.
 
   Args:
     config: as for train.main, of a method that samples. Of a prompt's completions that
-      ended and have at least the reward `collect.least`, the best `collect.each`.
+      ended and have at least the reward `collect.least`, the best `collect.each`. Of
+      `collect.pair` and `collect.margin` see `paired`.
 
   Returns:
     How many were sampled and kept.
@@ -36,8 +41,8 @@ def main(config, workdir: str) -> dict[str, float]:
       rows = [row for step in steps for row in step['rows']]
       if not rows:
         raise InputError(
-          f'{folder}: no completion has a reward of at least '
-          f'{config.collect.least}. Lower config.collect.least, or sample more.'
+          f'{folder}: nothing is kept with config.collect={config.collect.to_dict()}. '
+          'Lower what it asks for, or sample more.'
         )
       log.write_lines(path, rows)
   size = config.steps * config.source.prompts * config.source.group
@@ -52,8 +57,11 @@ def sampled(config, folder: Path, task: Task) -> list[dict]:
   steps = log.read_lines(path)
   log.write_lines(path, steps)  # A last line cut short by a kill would spoil the next.
   for i in range(len(steps), config.steps):
-    drawn = run.source(run.state, i)
-    steps.append({'step': i, 'rows': list(kept(drawn, task, **config.collect))})
+    drawn, rng = run.source(run.state, i), sources.host_rng(run.state, i)
+    keep = config.collect.to_dict()
+    pair = 'pair' in keep
+    rows = paired(drawn, task, rng, **keep) if pair else kept(drawn, task, **keep)
+    steps.append({'step': i, 'rows': list(rows)})
     log.append(path, steps[-1])
     print(f'Step {i + 1} of {config.steps}: {len(steps[-1]["rows"])} kept.')
   return steps
@@ -61,11 +69,38 @@ def sampled(config, folder: Path, task: Task) -> list[dict]:
 
 def kept(drawn: Drawn, task: Task, *, least: float, each: int) -> Iterator[dict]:
   """Rows of kind 'demonstrations': a prompt's best completions, no text twice."""
-  batch, (b, g) = drawn.batch, drawn.batch.reward.shape
-  for i in range(b):
-    messages = task.train(int(batch.prompt_id[i])).messages
-    rows = [drawn.samples[g * i + j] for j in range(g) if not batch.truncated[i, j]]
-    said = {r['completion']: r['reward'] for r in rows if r['completion'].strip()}
+  for record, said in ended(drawn, task):
     for text in sorted(said, key=said.get, reverse=True)[:each]:
       if said[text] >= least:
-        yield {'prompt': messages, 'completion': text, 'reward': said[text]}
+        yield {'prompt': record.messages, 'completion': text, 'reward': said[text]}
+
+
+def paired(
+  drawn: Drawn, task: Task, rng, *, pair: str, margin: float = 0.0
+) -> Iterator[dict]:
+  """Rows of kind 'pairs', of a prompt's completions by `pairing.two`.
+
+  With pair='answer' the better one is the task's own answer, its reference where it
+  has one, and the worse one the first of another text: SPIN's.
+  """
+  if pair != 'answer':
+    pairing.check(pair, margin, 'config.collect')
+  for record, said in ended(drawn, task):
+    texts, answer = list(said), record.extra.get('reference', record.answer)
+    if pair == 'answer':
+      other = [text for text in texts if text != answer]
+      both = (answer, other[0]) if other else None
+    else:
+      found = pairing.two(np.array([said[t] for t in texts]), pair, margin, rng)
+      both = found and tuple(texts[i] for i in found)
+    if both:
+      yield {'prompt': record.messages, 'chosen': both[0], 'rejected': both[1]}
+
+
+def ended(drawn: Drawn, task: Task) -> Iterator[tuple[Record, dict[str, float]]]:
+  """Each prompt's record, and the reward of each text that came to an end."""
+  batch, (b, g) = drawn.batch, drawn.batch.reward.shape
+  for i in range(b):
+    rows = [drawn.samples[g * i + j] for j in range(g) if not batch.truncated[i, j]]
+    said = {r['completion']: r['reward'] for r in rows if r['completion'].strip()}
+    yield task.train(int(batch.prompt_id[i])), said

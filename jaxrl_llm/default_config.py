@@ -3,6 +3,8 @@
 from ml_collections import config_dict
 
 from jaxrl_llm import build
+from jaxrl_llm.data.examples import PAIRED
+from jaxrl_llm.rollout import trees
 
 
 def default_config(name: str, method: str) -> config_dict.ConfigDict:
@@ -12,20 +14,26 @@ def default_config(name: str, method: str) -> config_dict.ConfigDict:
   c.seed = 0
   c.steps = 100
   c.model = dict(name='smollm2', dtype='float32', remat='none')
+  c.model.ref = ''  # The reference; the policy at its birth (models/merging.py).
   c.model.dpo = ''  # The DPO policy of rto.
+  c.model.critic = ''  # A run of a reward model, which the critic starts as.
   c.model.teacher = ''  # Of gkd and minillm: any architecture, the same vocabulary.
   c.model.lora = dict(rank=0, alpha=16.0, targets='q|k|v|o|gate|up|down')
   c.method = build.defaults(method)
   c.plan = dict(epochs=1, minibatches=1, microbatches=1)
-  c.plan.update(pack=0, pack_rows=1)
+  c.plan.update(padding_free=False, pack=0, pack_rows=1)
   c.plan.update(importance='', importance_low=0.5, importance_cap=2.0)
   c.plan.trust_sampler = False
+  c.plan.update(refresh=0, refresh_share=1.0)
   c.plan.update(entropy_coef=0.0, entropy_target=0.0, entropy_delta=0.0)
   c.plan.update(top_entropy=1.0, clip_cov=0.0, clip_cov_low=1.0, clip_cov_high=5.0)
   c.plan.update(kl_cov=0.0, kl_cov_coef=0.1)
+  c.plan.update(reward_scale='none', reward_bound=0.0)
   c.optimizer = dict(policy=adam(2e-5))
   c.mesh = dict(data=1, fsdp=-1, tensor=1)
   c.evaluation = dict(every=20, batch=50)
+  # Held-out questions kept for HC-RLHF's safety test of the last policy; 0 is none.
+  c.safety = dict(size=0, threshold=0.0, delta=0.1)
   c.log = dict(samples_every=10, tensorboard=True, wandb=False)
   c.checkpoint = dict(every=20, keep=1)
   return c
@@ -36,12 +44,14 @@ def sampled(prompts: int, group: int, max_prompt: int, max_length: int) -> dict:
 
   `slots` is how many prompts decode at once, 0 all; `limit` is of until_mixed alone;
   `greedy` and `anchor` score another completion too, the policy's likeliest and the
-  task's answer (ops/extras.py); `filter` is one of filtration.py; `steps` is for
-  grpo_process and `mixture` for nash_md; `answer` (answers.py) and `accuracy`, a name
-  of config.rewards, are for grpo_care. `hints` is how many of each category a question
-  that nobody solves gets (scaffold.py), 0 none, after this share of the steps. `pool`
-  draws from the first so many questions by their pass rate (curriculum.py), 0 goes
-  through all in turn.
+  task's answer (ops/extras.py); `filter` is one of filtration.py, `pair` of pairing.py
+  with its `margin`; `steps` is for grpo_process and `mixture` for nash_md; `answer`
+  (answers.py) and `accuracy`, a name of config.rewards, are for grpo_care. `hints` is
+  how many of each category a question that nobody solves gets (scaffold.py), 0 none,
+  after this share of the steps. `pool` draws from the first so many questions by their
+  pass rate (curriculum.py), 0 goes through all in turn. `replay` adds so many of the
+  last `replay_size` groups (replay.py). `tree` grows a share of each group
+  (rollout/trees.py): ((0, 1.0), (100, 0.5)) all of it, and half from step 100.
   """
   return dict(
     name='on_policy',
@@ -61,6 +71,8 @@ def sampled(prompts: int, group: int, max_prompt: int, max_length: int) -> dict:
     steps='',
     mixture=0.0,
     filter='',
+    pair='',
+    margin=0.0,
     answer='',
     accuracy='',
     hints=0,
@@ -68,6 +80,9 @@ def sampled(prompts: int, group: int, max_prompt: int, max_length: int) -> dict:
     pool=0,
     pool_floor=0.02,
     pool_ema=0.3,
+    replay=0,
+    replay_size=0,
+    tree=dict(share=()) | trees.Growth()._asdict(),
   )
 
 
@@ -106,14 +121,15 @@ def pretraining(coef: float, max_prompt: int, max_length: int) -> dict:
 # Which stored completions a method learns from; the others sample their own.
 KINDS = {
   'sft': 'demonstrations',
-  'kto': 'labels',
-  'a_lol': 'labels',
-  'r_lol': 'labels',
-  'dpo': 'pairs',
-  'ipo': 'pairs',
-  'simpo': 'pairs',
-  'orpo': 'pairs',
-  'bradley_terry': 'pairs',
+  **dict.fromkeys(('kto', 'bco', 'a_lol', 'r_lol', 'orm'), 'labels'),
+  **dict.fromkeys((*PAIRED, 'infonca', 'nca'), 'pairs'),
+  **dict.fromkeys(('plackett_luce', 'plackett_luce_dpo', 'pro'), 'rankings'),
+  **dict.fromkeys(('regression', 'multitask_ratings'), 'ratings'),
+  'prm': 'steps',
+  'rlbff': 'principles',
+  **dict.fromkeys(('heron', 'armo'), 'rated_pairs'),
+  'vpl': 'user_pairs',
+  'mapl': 'prompt_pairs',
 }
 
 

@@ -210,6 +210,12 @@ def forked(partner: Partner, row: Row, member: int) -> Row:
   )
 
 
+SOURCES = {
+  'episodes': episodes,
+  'episode_pairs': episode_pairs,
+}  # By config.source.name.
+
+
 # ---- Rows to a batch -----------------------------------------------------------------
 
 
@@ -223,8 +229,7 @@ def scored(partner: Partner, rows, ids, options, reward: Scorer, clock) -> Drawn
   metrics |= {f'episode/{k}': float(x.mean()) for k, x in said.items()}
   metrics |= {
     'turns': float(np.mean([r.count for r in rows])),
-    'seconds/rollout': clock[1] - clock[0],
-    'seconds/reward': time.perf_counter() - clock[1],
+    **sources.seconds(*clock),
   }
   shown = sources.table(seen, total, parts)
   return Drawn(batch, metrics, shown)

@@ -31,6 +31,7 @@ class Feed(NamedTuple):
   scores: reference.Scores | None = None  # To fill before the first batch.
   extra: dict[str, np.ndarray] = {}  # Of every batch, as zeros.
   aux: sources.Source | None = None  # A second stream, already in the source's batches.
+  safety: Callable[[State], dict[str, float]] | None = None  # Of the last policy.
 
 
 def completions(config, see, method, model, mesh) -> Feed:
@@ -119,10 +120,22 @@ def laid_out(source: sources.Source, config, mesh) -> sources.Source:
   """What config.plan asks for beside the rows: their order, or their packing."""
   u = config.plan
   source = planned(source, u.epochs) if u.minibatches > 1 else source
+  if u.get('padding_free'):
+    return unpadded(source, u, mesh)
   if not u.get('pack'):
     return source
   packed = packer(config, mesh)
   return sources.changed(source, lambda batch, *_: packed(batch))
+
+
+def unpadded(source: sources.Source, plan, mesh) -> sources.Source:
+  """Its batches, to be computed without their padding."""
+  if plan.get('pack'):
+    raise InputError('config.plan: padding_free leaves nothing to pack; set pack=0.')
+  if jax.process_count() > 1:
+    raise InputError('config.plan: padding_free takes one process; unset it.')
+  room = functools.partial(packing.room, plan=plan, rows=sharding.shards(mesh))
+  return sources.changed(source, lambda batch, *_: batch.replace(room=room(batch)))
 
 
 def packer(config, mesh):

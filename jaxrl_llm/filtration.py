@@ -37,17 +37,22 @@ def filtered(source: Source, kind: str) -> Source:
 
   def again(batch: Batch, state: State, step: int) -> Batch:
     rng = host_rng(state, step)
-    b, g = batch.reward.shape
+    g = batch.reward.shape[1]
     shares = [(w := weights(reward, kind)) / w.sum() for reward in batch.reward]
     rows = np.stack([rng.choice(g, g, p=share) for share in shares])
-    whole = ('prompts', 'prompt_length', 'prompt_id')
-    pick = lambda x: x[np.arange(b)[:, None], rows]
-    kept = {k: vars(batch)[k] for k in whole}
-    # Of a prompt [B], or of its completions [B, G, ...].
-    extra = {k: pick(x) if x.ndim > 1 else x for k, x in batch.extra.items()}
-    if 'duel' in extra:  # Of two completions [B, G, G].
-      extra['duel'] = np.take_along_axis(extra['duel'], rows[:, None], 2)
-    kept['extra'] = extra
-    return jax.tree.map(pick, batch.replace(**dict.fromkeys(kept))).replace(**kept)
+    return taken(batch, rows)
 
   return changed(source, again)
+
+
+def taken(batch: Batch, rows: np.ndarray) -> Batch:
+  """The batch with completions `rows` [B, K] of each group, and what they are told."""
+  whole = ('prompts', 'prompt_length', 'prompt_id')
+  pick = lambda x: x[np.arange(len(rows))[:, None], rows]
+  kept = {k: vars(batch)[k] for k in whole}
+  # Of a prompt [B], or of its completions [B, G, ...].
+  extra = {k: pick(x) if x.ndim > 1 else x for k, x in batch.extra.items()}
+  if 'duel' in extra:  # Of two completions [B, G, G].
+    extra['duel'] = np.take_along_axis(extra['duel'], rows[:, None], 2)
+  kept['extra'] = extra
+  return jax.tree.map(pick, batch.replace(**dict.fromkeys(kept))).replace(**kept)

@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import flax
+import jax
 import jax.numpy as jnp
 
 from jaxrl_llm import pieces
+from jaxrl_llm.models import ragged
 from jaxrl_llm.models.decoder import Decoder, causal, extend, head_kernel, prefill
 from jaxrl_llm.ops import logprobs
 from jaxrl_llm.types import BGT, Array, Batch, InputError, Layout, Outputs, Params
@@ -31,11 +33,17 @@ class Sensor(NamedTuple):
 SENSORS = {
   'logp': Sensor('params', 'policy', 'logp'),
   'entropy': Sensor('params', 'policy', 'entropy'),
+  'collision': Sensor('params', 'policy', 'collision'),
   'value': Sensor('params', 'critic', 'value'),
   'cost_value': Sensor('params', 'cost_critic', 'value'),
+  'twin_value': Sensor('params', 'twin_critic', 'value'),
   'score': Sensor('params', 'reward', 'score'),
   'token_score': Sensor('params', 'reward', 'token_score'),
   'attributes': Sensor('params', 'reward', 'attributes'),
+  'asked': Sensor('params', 'reward', 'asked'),
+  'embedding': Sensor('params', 'reward', 'embedding'),
+  'members': Sensor('params', 'ensemble', 'score'),
+  'own': Sensor('params', 'own', 'own'),
   'ref_logp': Sensor('frozen', 'ref', 'logp'),
   'dpo_logp': Sensor('frozen', 'dpo', 'logp'),
   'prm_logp': Sensor('params', 'prm', 'logp'),
@@ -43,6 +51,7 @@ SENSORS = {
   'teacher_logp': Sensor('frozen', 'teacher', 'logp'),
   # divergences.jsd, of the batch's extra['jsd_beta'].
   'divergence': Sensor('frozen', 'teacher', 'divergence', against='policy'),
+  'ref_divergence': Sensor('frozen', 'ref', 'divergence', against='policy'),
 }
 
 # Fields of Batch read once per batch, without gradient, and the sensor that fills each.
@@ -50,6 +59,8 @@ OBSERVED = {
   'old_logp': 'logp',
   'old_value': 'value',
   'old_cost_value': 'cost_value',
+  'old_twin_value': 'twin_value',
+  'old_entropy': 'entropy',
   'ref_logp': 'ref_logp',
   'dpo_logp': 'dpo_logp',
   'teacher_logp': 'teacher_logp',
@@ -70,6 +81,10 @@ def make_forward(decoders: dict[str, Decoder]) -> Forward:
     trees = {'params': params, 'frozen': frozen}
     found: dict[str, object] = {}
     own = {n: sensor(n) for n in needs if not n.startswith('aux/')}
+    if own.pop('own', None):
+      found['own'] = params['own']
+    if own.pop('members', None):
+      found['members'] = members(decoders['ensemble'], trees, batch)
     pairs = {('params', s.against): None for s in own.values() if s.against}
     seen = {
       (tree, role): look(decoders[role], whole(trees, tree, role), batch)
@@ -122,6 +137,16 @@ def roles(needs: Iterable[str]) -> dict[str, set[str]]:
   return found
 
 
+def members(decoder: Decoder, trees: dict[str, Params], batch: Batch) -> Array:
+  """What each model of an ensemble says of a completion: [B, G, K]."""
+
+  def score(tree):
+    tree = whole(trees | {'params': {'ensemble': tree}}, 'params', 'ensemble')
+    return read(look(decoder, tree, batch), {'score': 'score'}, batch)['score']
+
+  return jax.vmap(score, out_axes=-1)(trees['params']['ensemble'])
+
+
 class Seen(NamedTuple):
   """What one network has made of a batch; see `padded`."""
 
@@ -136,7 +161,9 @@ class Seen(NamedTuple):
 
 def look(decoder: Decoder, params, batch: Batch) -> Seen:
   """Runs one network over a batch."""
-  run = padded if batch.layout is None else packed
+  run = padded
+  if batch.room or batch.layout:
+    run = unpadded if batch.room else packed
   return Seen(params, *run(decoder, params, batch), decoder.config.logit_cap)
 
 
@@ -149,6 +176,12 @@ def read(seen: Seen, names: dict[str, str], batch: Batch) -> dict:
       seen.before, kernel, seen.tokens, seen.temperature, cap=seen.cap
     )
     out['logp'], out['entropy'] = map(seen.back, stats)
+  if 'collision' in reads:
+    kernel, warmth = head_kernel(seen.params), seen.temperature
+    found = logprobs.token_collision(seen.before, kernel, warmth, cap=seen.cap)
+    out['collision'] = seen.back(found)
+  if reads & {'asked', 'embedding'}:
+    out |= read_states(*(seen.back(x) for x in (seen.before, seen.at)), batch.length)
   if 'scores' in seen.params:
     score = lambda x: seen.back(linear(seen.params['scores'], x))
     out |= read_scores(score(seen.before), score(seen.at), batch.length)
@@ -168,6 +201,13 @@ def linear(kernel, x):
   """A head [D, A] in float32: [..., D] to [..., A]."""
   kernel = kernel.astype(jnp.float32)
   return jnp.einsum('bgtd,da->bgta', x.astype(jnp.float32), kernel)
+
+
+def read_states(before, at, length) -> dict:
+  """Hidden states [B, G, T, D] where prompt and completion end, in float32."""
+  last = jnp.maximum(length - 1, 0)[..., None, None]
+  ends = {'asked': before, 'embedding': jnp.take_along_axis(at, last, 2)}
+  return {name: x[:, :, 0].astype(jnp.float32) for name, x in ends.items()}
 
 
 def read_scores(value, score, length) -> dict:
@@ -201,6 +241,26 @@ def padded(decoder: Decoder, params, batch: Batch):
   shaped = lambda x: x.reshape(b, g, t, -1)
   same = lambda x: x
   return shaped(before), shaped(at), batch.completions, batch.temperature, same
+
+
+def unpadded(decoder: Decoder, params, batch: Batch):
+  """As `padded`, but only attention sees the padding (models/ragged.py).
+
+  Returns arrays of [R, 1, S] slots of completions in place of [B, G, T].
+  """
+  rows, position, tokens = ragged.lay(*groups(batch), batch.length, batch.room)
+  hidden, _ = decoder.apply({'params': params}, tokens, position, None, rows=rows)
+  first = rows.prompts.used.shape[1]
+  at = hidden[:, :, first:]
+  before = jnp.take_along_axis(hidden, ragged.before(rows)[:, None, :, None], 2)
+  warmth = jnp.broadcast_to(batch.temperature[..., None], batch.completions.shape)
+  warmth = ragged.folded(warmth.reshape(len(at), -1), rows.completions)[:, None]
+  shape = batch.completions.shape
+  back = lambda x: ragged.unfolded(x[:, 0], rows.completions).reshape(
+    *shape, *x.shape[3:]
+  )
+  warmth = jnp.where(rows.completions.used[:, None], warmth, 1.0)
+  return before, at, tokens[:, :, first:], warmth, back
 
 
 def packed(decoder: Decoder, params, batch: Batch):

@@ -1,13 +1,15 @@
-"""Whole groups behind each other in rows: which token goes where, planned on the host.
+"""Groups behind each other in rows, planned on the host.
 
-Nothing of a loss changes: forward.packed reads the same numbers from fewer slots.
+Nothing of a loss changes: forward.packed and forward.unpadded read the same numbers
+from fewer slots. `pack` says which token goes where, for rows of one width and as many
+of them as it takes; `room` counts the slots that padded groups need without padding.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from jaxrl_llm.types import Batch, InputError, Layout
+from jaxrl_llm.types import Batch, InputError, Layout, Room
 
 
 def pack(batch: Batch, width: int, *, rows: int = 1) -> Batch:
@@ -93,3 +95,25 @@ def place(prompts, length, rows, height, width, positions, t) -> dict:
           back[i, m * k + branch - 1, :size] = r * width + slot + np.arange(size)
         slot += size
   return out | {'back': back}
+
+
+def room(batch: Batch, plan, *, rows: int = 1) -> Room:
+  """What a batch of numpy arrays needs in any part that is computed at once.
+
+  Args:
+    plan: has `minibatches` and `microbatches`, as config.plan; they divide the prompts.
+    rows: into how many the batch is split over devices.
+  """
+  own = batch.row_prompt is not None
+  prompts = batch.row_prompt_length.sum(1) if own else batch.prompt_length
+  width = batch.row_prompt[0].size if own else batch.prompts.shape[1]
+  parts = {plan.microbatches, plan.minibatches * plan.microbatches}
+  shuffled = [...] if batch.order is None else [..., *batch.order.T]
+
+  def eighths(sizes, width):
+    cut = lambda order, n: sizes[order].reshape(-1, n).T.reshape(n, rows, -1)
+    most = max(cut(order, n).mean(2).max() for order in shuffled for n in parts)
+    return int(np.ceil(8 * most / width))
+
+  completions = eighths(batch.length.sum(1), batch.completions[0].size)
+  return Room(rows, eighths(prompts, width), completions)

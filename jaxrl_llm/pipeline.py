@@ -3,8 +3,9 @@
   c.stages = dict(sft=<config>, ppo=<config>);  c.order = ('sft', 'ppo')
 
 A stage's folder is <workdir>/<its name>. In a later stage's config the text
-'stage:sft' is that folder, and 'stage:sft/model' an export of its policy. The same
-command goes on in the stage, and at the step, where the last one stopped.
+'stage:sft' is that folder, and 'stage:sft/model' an export of its policy, in quotes in
+a call too (models/merging.py). The same command goes on in the stage, and at the step,
+where the last one stopped.
 """
 
 import re
@@ -15,10 +16,10 @@ from typing import Any
 from ml_collections import config_dict
 
 from jaxrl_llm import assemble, checkpoint, collect, restored, sections, train
-from jaxrl_llm.models import weights
 from jaxrl_llm.types import InputError
 
-STAGE = re.compile('stage:([^/]*)(/.*)?')
+# Alone, or in quotes within a call.
+STAGE = re.compile("""(?:^|(?<=['"]))stage:([^/'"]*)(/[^'"]*)?(?=['"]|$)""")
 
 
 def main(config, workdir: str | None = None, *, profile: bool = False) -> dict:
@@ -77,22 +78,20 @@ def references(value: Any) -> Iterator[str]:
   if isinstance(value, config_dict.ConfigDict):
     for inner in value.values():
       yield from references(inner)
-  elif isinstance(value, str) and STAGE.fullmatch(value):
-    yield value
+  elif isinstance(value, str):
+    yield from (m.group() for m in STAGE.finditer(value))
 
 
 def placed(value: Any, folder: Path) -> Any:
   """The config with folders in the place of references."""
   if isinstance(value, config_dict.ConfigDict):
     return config_dict.ConfigDict({k: placed(x, folder) for k, x in value.items()})
-  named = isinstance(value, str) and STAGE.fullmatch(value)
-  return f'{folder}/{named[1]}{named[2] or ""}' if named else value
+  if not isinstance(value, str):
+    return value
+  return STAGE.sub(lambda m: f'{folder}/{m[1]}{m[2] or ""}', value)
 
 
 def export(folder: Path) -> None:
   """<folder>/model, the policy as a Hugging Face folder, if it is not there."""
   if not (folder / 'model').exists():
-    policy = restored.policy(str(folder))
-    weights.save(
-      folder / 'model', policy.fields, policy.params, tokenizer=policy.tokenizer
-    )
+    restored.export(restored.policy(str(folder)), folder / 'model')

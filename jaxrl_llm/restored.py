@@ -8,10 +8,10 @@ import jax
 from ml_collections import config_dict
 
 from jaxrl_llm import assemble, checkpoint, forward, initial
-from jaxrl_llm.models import lora, pretrained
+from jaxrl_llm.models import lora, pretrained, weights
 from jaxrl_llm.models.config import Lora
 from jaxrl_llm.models.decoder import Decoder
-from jaxrl_llm.types import InputError, Params
+from jaxrl_llm.types import InputError, Method, Params
 
 
 class Network(NamedTuple):
@@ -23,12 +23,41 @@ class Network(NamedTuple):
   fields: dict[str, Any]  # The model's config.json.
   name: str  # The pretrained model's.
   adapters: tuple[Lora, Params] | None
-  config: config_dict.ConfigDict  # The run's.
+  config: config_dict.ConfigDict  # The run's,
+  method: Method  # and its method.
 
 
 def policy(workdir: str) -> Network:
   """The newest checkpoint's policy."""
   return network(workdir, 'policy')
+
+
+def export(network: Network, folder: str | Path) -> None:
+  """A new Hugging Face folder of a policy, with its tokenizer (weights.save)."""
+  weights.save(folder, network.fields, network.params, tokenizer=network.tokenizer)
+
+
+def configured(workdir: str) -> config_dict.ConfigDict:
+  """The config of the run in a folder."""
+  record = Path(workdir) / 'run.json'
+  if not record.exists():
+    raise InputError(f'{workdir} holds no run (no run.json).')
+  return config_dict.ConfigDict(json.loads(record.read_text())['config'])
+
+
+def trained(workdir: str) -> tuple[config_dict.ConfigDict, Method]:
+  """A run's config, and its method."""
+  config = configured(workdir)
+  return config, assemble.make_method(config)
+
+
+def own(workdir: str, network: 'Network') -> Params:
+  """What the newest checkpoint has of the method's own arrays."""
+  width = network.decoder.config.width
+  shapes = jax.eval_shape(lambda: network.method.own(jax.random.key(0), width))
+  return checkpoint.restore(workdir, {'params': {initial.OWN: shapes}})[0]['params'][
+    initial.OWN
+  ]
 
 
 def network(workdir: str, role: str) -> Network:
@@ -39,31 +68,33 @@ def network(workdir: str, role: str) -> Network:
   Raises:
     InputError: the folder holds no run, or one without a checkpoint or that role.
   """
-  record = Path(workdir) / 'run.json'
-  if not record.exists():
-    raise InputError(f'{workdir} holds no run (no run.json).')
-  config = config_dict.ConfigDict(json.loads(record.read_text())['config'])
+  config = configured(workdir)
   method = assemble.make_method(config)
-  trained = forward.roles(assemble.all_needs(method))['params']
-  if role not in trained:
-    raise InputError(f'{workdir} trains {sorted(trained)} and no {role}.')
+  has = forward.roles(assemble.all_needs(method))['params']
+  if role not in has:
+    raise InputError(f'{workdir} trains {sorted(has)} and no {role}.')
   model = pretrained.load(config.model.name)
   low_rank = initial.lora(config.model)
-  params = initial.role_tree(model.params(), role)
+  key = jax.random.key(0)  # Of heads that the checkpoint has.
+  params = initial.role_tree(model.params(), role, method.heads, key)
+  several = lambda x: x
+  if role == initial.ENSEMBLE:
+    several = lambda x: initial.several(x, method.members, key)
   if low_rank is None:
     start = params
   else:
-    start = lora.init(model.config, low_rank) | initial.head(role, model.config.width)
-  shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), start)
+    own = initial.head(role, model.config.width, method.heads, key)
+    start = lora.init(model.config, low_rank) | own
+  shapes = jax.eval_shape(several, start)
   found = checkpoint.restore(workdir, {'params': {role: shapes}})
   if found is None:
     raise InputError(f'{workdir} has no checkpoint yet.')
   own = found[0]['params'][role]
-  whole = own if low_rank is None else params | own
+  whole = own
   if low_rank is not None:
-    layers = lora.merge(params, own, low_rank)['layers']
-    whole = whole | {'layers': layers}
-  scores = int(role in initial.SCORED)
+    merge = lambda x: params | x | {'layers': lora.merge(params, x, low_rank)['layers']}
+    whole = jax.vmap(merge)(own) if role == initial.ENSEMBLE else merge(own)
+  scores = initial.scores(role, method.heads)
   return Network(
     Decoder(model.config, assemble.DTYPES[config.model.dtype], scores=scores),
     whole,
@@ -72,4 +103,5 @@ def network(workdir: str, role: str) -> Network:
     config.model.name,
     None if low_rank is None else (low_rank, own),
     config,
+    method,
   )

@@ -1,5 +1,6 @@
 """What a config must have, checked before anything is built from it."""
 
+from jaxrl_llm import episodes
 from jaxrl_llm.rollout import draw
 from jaxrl_llm.types import InputError
 
@@ -35,11 +36,15 @@ POSITIVE = (
 )
 NOT_NEGATIVE = (
   'plan.pack',
+  'plan.refresh',
   'source.bucket',
   'source.slots',
   'source.turn_length',
   'source.hints',
   'source.pool',
+  'source.replay',
+  'source.replay_size',
+  'safety.size',
   'model.lora.rank',
 )
 
@@ -49,7 +54,7 @@ def check(config) -> None:
   wanted = [SECTIONS, STORED if 'data' in config else SAMPLED]
   if config.get('source', {}).get('name') == 'until_mixed':
     wanted.append({'source': ('limit',)})
-  if config.get('source', {}).get('name') in ('episodes', 'episode_pairs'):
+  if config.get('source', {}).get('name') in episodes.SOURCES:
     wanted.append({'source': ('turns', 'turn_length')})
   for section, keys in ((s, k) for table in wanted for s, k in table.items()):
     part = config if not section else config.get(section)
@@ -67,10 +72,26 @@ def check(config) -> None:
         raise InputError(
           f'config.{path}={part[key]!r}; give an integer of at least {least}.'
         )
+  check_safety(config)
   source = config.get('source', {})
   draw.check('config.source: ', **draw.truncation(source))
   if not (warmth := source.get('temperature', 1.0)) > 0:
     raise InputError(
       f'config.source.temperature={warmth!r}; training divides by it, so give a number '
       'above 0.'
+    )
+
+
+def check_safety(config) -> None:
+  """Refuses a safety test of a run that has nothing to test, or never looks."""
+  if not (test := config.get('safety', {})).get('size', 0):
+    return
+  if 'data' in config or not config.get('costs') or not config.evaluation.every > 0:
+    raise InputError(
+      'config.safety tests the costs of fresh completions at the last evaluation: it '
+      'takes a task, config.costs and config.evaluation.every above 0.'
+    )
+  if not 0 < test.delta < 1:
+    raise InputError(
+      f'config.safety.delta={test.delta!r}; give a number between 0 and 1, such as 0.1.'
     )

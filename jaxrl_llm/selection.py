@@ -126,3 +126,16 @@ def count(share: float, mask: BGT) -> Array:
 def check_share(name: str, share: float) -> None:
   if not 0 < share <= 1:
     raise InputError(f'config.plan.{name}={share!r}; give a share, above 0, at most 1.')
+
+
+def selected(method: Method, plan) -> Method:
+  """The method with what config.plan says of single tokens."""
+  if share := plan.get('clip_cov', 0.0):
+    low, high = plan.get('clip_cov_low', 1.0), plan.get('clip_cov_high', 5.0)
+    method = with_clip_cov(method, share=share, low=low, high=high)
+  if share := plan.get('kl_cov', 0.0):
+    coef = plan.get('kl_cov_coef', 0.1)
+    method = with_kl_cov(method, share=share, coef=coef)
+  if (share := plan.get('top_entropy', 1.0)) != 1:
+    method = with_top_entropy(method, share=share)
+  return method

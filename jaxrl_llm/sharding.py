@@ -15,6 +15,9 @@ BATCH = ('data', 'fsdp')  # The axes over which prompts are split.
 
 # First match over a leaf's path wins. Axes are those of the leaf; L is never split.
 RULES = (
+  (r'.*/ensemble/layers/(q|k|v|gate|up)', (None, None, 'fsdp', 'tensor')),
+  (r'.*/ensemble/layers/(o|down)', (None, None, 'tensor', 'fsdp')),
+  (r'.*/ensemble/embed', (None, 'tensor', 'fsdp')),
   (r'.*/layers/(q|k|v|gate|up)', (None, 'fsdp', 'tensor')),
   (r'.*/layers/(o|down)', (None, 'tensor', 'fsdp')),
   (r'.*/embed', ('tensor', 'fsdp')),

@@ -15,9 +15,9 @@ from jaxrl_llm.ops import metrics as metrics_lib
 from jaxrl_llm.ops import weights
 from jaxrl_llm.types import Batch, Method, Metrics, Outputs, State
 
-SENSED = ('logp', 'entropy', 'value', 'token_score')
-SENSED += ('cost_value', 'ref_logp', 'dpo_logp', 'prm_logp', 'ema_logp')
-SENSED += ('teacher_logp', 'divergence')
+SENSED = ('logp', 'entropy', 'collision', 'value', 'token_score')
+SENSED += ('cost_value', 'twin_value', 'ref_logp', 'dpo_logp', 'prm_logp', 'ema_logp')
+SENSED += ('teacher_logp', 'divergence', 'ref_divergence')
 
 
 def make_update_step(
@@ -176,10 +176,12 @@ def agreement(batch: Batch, logp) -> Metrics:
   """ops.importance.agreement with the parameters that sampled, where both speak."""
   if batch.behavior_logp is None or logp is None:
     return {}
-  said = batch.behavior_logp
+  said, mask = batch.behavior_logp, batch.mask
+  if 'replayed' in batch.extra:  # Sampled by other parameters.
+    mask = mask * (1.0 - batch.extra['replayed'][:, None, None])
   if batch.kept_mass is not None:
-    said += jnp.log(jnp.where(batch.mask > 0, batch.kept_mass, 1.0))
-  return importance_lib.agreement(jax.lax.stop_gradient(logp), said, batch.mask)
+    said += jnp.log(jnp.where(mask > 0, batch.kept_mass, 1.0))
+  return importance_lib.agreement(jax.lax.stop_gradient(logp), said, mask)
 
 
 def couple(forward: Forward, method: Method, state: State, batch: Batch, n: int):
@@ -217,11 +219,11 @@ def observe(forward: Forward, state: State, batch: Batch, names, n: int = 1) -> 
 def prepare(method: Method, state: State, batch: Batch) -> tuple[State, Batch]:
   """The method's view of the whole batch, its shapes checked.
 
-  It does not see the layout, which would be wrong for rows that it makes of others.
+  It sees neither layout nor room, which would be wrong for rows it makes of others.
   """
-  state, found = method.prepare(state, batch.replace(layout=None))
+  state, found = method.prepare(state, batch.replace(layout=None, room=None))
   types.check(found)
-  return state, found.replace(layout=batch.layout)
+  return state, found.replace(layout=batch.layout, room=batch.room)
 
 
 def weigh(batch: Batch, method: Method) -> Batch:

@@ -12,10 +12,9 @@ from pathlib import Path
 
 import jax
 
-from jaxrl_llm import assemble, checkpoint, figure, log, sections, sharding
+from jaxrl_llm import assemble, checkpoint, figure, health, log, sections, sharding
 from jaxrl_llm.types import InputError, State
 
-MISMATCH = 0.01  # Nats per token between sampler and trainer that are worth a word.
 # What a run writes to its folder before its first checkpoint.
 FILES = (
   'run.json',
@@ -88,7 +87,8 @@ def loop(
     while True:
       step = meta['step']
       if pending(meta, config):
-        evaluate(run, state, meta, sinks, stop)
+        evaluate(run, state, meta, sinks, stop, last=step >= last)
+        warn_of_lights(folder, sinks)
       if step > begun and due(step, config.checkpoint.every, last) and not stop.asked:
         save()
         saved = dict(meta)
@@ -145,19 +145,34 @@ def warn_of_skips(metrics, meta, sinks) -> None:
 
 def warn_of_mismatch(metrics, meta, sinks) -> None:
   """Says so when the sampler's log-probs are not the trainer's."""
-  if (found := metrics.get('mismatch_k3', 0.0)) > MISMATCH:
+  if (found := metrics.get('mismatch_k3', 0.0)) > health.MISMATCH[1]:
     sinks.say(
       f'Step {meta["step"]}: sampler and trainer disagree by {found:.2g} nats a token '
       '(mismatch_k3). With bfloat16, config.plan.importance=token weighs it out.'
     )
 
 
-def evaluate(run: assemble.Run, state, meta, sinks, stop: 'Stop') -> None:
-  """Logs and says the held-out metrics. Ctrl-C drops it; the next start redoes it."""
+def warn_of_lights(folder: Path, sinks) -> None:
+  """Says which lights of the run's health have turned red since the last evaluation."""
+  records = log.read_lines(folder / 'metrics.jsonl')
+  history = health.split(records, log.read_lines(folder / 'samples.jsonl'))
+  for light in health.turned_red(history):
+    sinks.say(f'RED LIGHT, {light.name}: {light.said}.')
+
+
+def evaluate(
+  run: assemble.Run, state, meta, sinks, stop: 'Stop', *, last: bool
+) -> None:
+  """Logs and says the held-out metrics. Ctrl-C drops it; the next start redoes it.
+
+  `last` adds the verdict of the safety test, which is looked at once.
+  """
   step, start = meta['step'], time.perf_counter()
   stop.at_once = True
   try:
     held = run.evaluate(state)
+    if last and run.safety:
+      held = held._replace(metrics=held.metrics | run.safety(state))
   except KeyboardInterrupt:
     return
   finally:
@@ -268,8 +283,17 @@ def finish(folder: Path, meta, say) -> dict[str, float]:
       f'Held-out accuracy with 95 % interval: {interval(held[0])} before, '
       f'{interval(held[-1])} after step {held[-1]["step"]}.'
     )
+  if 'eval/safe' in meta['held_out']:
+    say(verdict(meta['held_out']))
   say(f'Figure, samples, metrics and checkpoint are in {folder}.')
   return meta['held_out']
+
+
+def verdict(metrics: dict) -> str:
+  """What the safety test says of a policy."""
+  mean, bound = (f'{metrics[f"eval/safety_{k}"]:.3f}' for k in ('cost', 'bound'))
+  found = 'passed' if metrics['eval/safe'] else 'No Solution Found'
+  return f'Safety test: {found}; mean cost {mean}, bounded by {bound}.'
 
 
 def interval(record: dict) -> str:

@@ -44,6 +44,18 @@ class Layout:
   count: Array  # [1] int32.
 
 
+class Room(NamedTuple):
+  """How many slots the tokens of a batch get where they lie without padding.
+
+  Of any part of the batch that is computed at once, in `rows` rows of whole groups, at
+  most so many eighths of a row's prompt and completion slots hold tokens.
+  """
+
+  rows: int
+  prompts: int
+  completions: int
+
+
 @flax.struct.dataclass
 class Batch:
   """What an update sees. Arrays only; `None` where a method has no use for one.
@@ -68,6 +80,8 @@ class Batch:
   row_prompt_length: BG | None = None
   order: Array | None = None  # [B, epochs] int32: the host's order of prompts.
   layout: Layout | None = None  # The host's packing; without one, rows are padded.
+  # Padded rows, computed without their padding. Static: each value is a program.
+  room: Room | None = flax.struct.field(pytree_node=False, default=None)
   # Filled in by the step, once per batch, without gradient:
   old_logp: BGT | None = None
   ref_logp: BGT | None = None
@@ -77,6 +91,8 @@ class Batch:
   ema_logp: BGT | None = None  # Of the average of past policies (controllers.follow).
   old_value: BGT | None = None
   old_cost_value: BGT | None = None  # Of the critic of costs (safe_rlhf).
+  old_twin_value: BGT | None = None  # Of a second critic of rewards (safe).
+  old_entropy: BGT | None = None
   # Filled in by a method's `prepare`:
   advantage: Array | None = None  # [B, G, T], [B, G, 1] or [B, G].
   target: BGT | None = None  # Value target.
@@ -94,17 +110,24 @@ class Outputs:
 
   logp: BGT | None = None
   entropy: BGT | None = None
+  collision: BGT | None = None  # log of the sum of squared probabilities.
   value: BGT | None = None  # Before token t is seen.
   cost_value: BGT | None = None  # As value, of what is to be paid.
+  twin_value: BGT | None = None  # As value, of another critic.
   score: BG | None = None  # At the last token of the completion.
   token_score: BGT | None = None  # At each token, which is seen.
   attributes: Array | None = None  # [B, G, A], at the last token of the completion.
+  asked: Array | None = None  # [B, G, D], the state at the prompt's last token.
+  embedding: Array | None = None  # [B, G, D], at the last token of the completion.
+  members: Array | None = None  # [B, G, K], score of each model of an ensemble.
+  own: Params | None = None  # The method's own arrays, as they are.
   ref_logp: BGT | None = None
   dpo_logp: BGT | None = None
   prm_logp: BGT | None = None
   ema_logp: BGT | None = None
   teacher_logp: BGT | None = None
   divergence: BGT | None = None  # From the teacher, of the distribution at each token.
+  ref_divergence: BGT | None = None  # As divergence, from the reference.
   aux: 'Outputs | None' = None
 
 
@@ -165,6 +188,12 @@ class Method(NamedTuple):
   # The method's own controllers in `state.extra`: where they start, and how they move.
   extra: dict[str, Any] = {}  # Numbers or arrays.
   after: Callable[[State, Batch, Metrics], State] = lambda state, batch, metrics: state
+  heads: dict[str, int] = {}  # How many numbers a role's scores are; 1 if not named.
+  members: int = 0  # Models of the role ensemble, in a leading axis of its tree.
+  # Rewards [B, G] of completions, where no sensor says them (rewards/learned.py).
+  serve: Callable[[Outputs], BG] | None = None
+  # Arrays that the loss trains beside the networks, from (key, width of the model).
+  own: Callable[[Array, int], Params] | None = None
 
 
 def bucket(size: int, limit: int) -> int:
@@ -208,6 +237,8 @@ PER_TOKEN = (
   'ema_logp',
   'old_value',
   'old_cost_value',
+  'old_twin_value',
+  'old_entropy',
 )
 
 

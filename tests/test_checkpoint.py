@@ -84,6 +84,7 @@ def test_none_before_the_first(tmp_path):
 
 @pytest.mark.parametrize('count', [1, 2, 4, 8])
 def test_saved_on_8_devices_restored_on(tmp_path, count):
+  """AT-57: the same bits, wherever they lie."""
   saved = placed(make_state(3), 8)
   checkpoint.save(tmp_path, saved, {'order': [2, 0, 1], 'epoch': 1}, keep=1)
   target = placed(make_state(0, value=0.0), count)
@@ -134,6 +135,7 @@ def test_going_on_from_an_earlier_step_drops_the_later_ones(tmp_path):
 
 
 def test_a_step_that_is_not_there(tmp_path):
+  """AT-55: what is asked for is there, or it is an error."""
   for step in (2, 4):
     checkpoint.save(tmp_path, make_state(step), {}, keep=2)
   with pytest.raises(InputError, match=r'step 3 .*There are: \[2, 4\]'):
@@ -256,7 +258,7 @@ def killed_saves(root):
 
 
 def test_killed_at_every_file_operation(tmp_path):
-  """After a death anywhere within a save, the old or the new state is there."""
+  """AT-54: after a death anywhere within a save, the old or the new state is there."""
   states = {'old': make_state(2), 'new': make_state(2, value=2.0)}
   # The save has an older checkpoint to remove, and one of its own step to replace.
   checkpoint.save(tmp_path / 'before', make_state(1), {'at': 'older'}, keep=2)

@@ -109,12 +109,40 @@ ROWS = [
   (
     'principles',
     {'prompt': 'q', 'completion': 'yes', 'principle': 'be kind', 'fulfilment': 'No'},
-    ([*ASK, *SAY, turn('be kind')], ('No',), (-1.0,)),
+    ([*ASK, *SAY, turn('be kind')], ('Yes', 'No'), (0.0, 1.0)),
   ),
   (
     'steps',
     {'prompt': 'q', 'completions': ['a', 'b'], 'labels': [True, -0.5]},
     ('q', (chat.Steps(['a', 'b']),), (0.0,), {}, ([1.0, -0.5],)),
+  ),
+  (
+    'steps_to_error',
+    {'prompt': 'q', 'completions': ['a', 'b', 'c'], 'labels': [True, -1, 1]},
+    ('q', (chat.Steps(['a', 'b']),), (0.0,), {}, ([1.0, -1.0],)),
+  ),
+  (
+    'rated_pairs',
+    {'prompt': 'q', 'completions': ['a', 'b'], 'ratings': [{'kind': 3}, {'kind': 1}]},
+    (
+      'q',
+      ['a', 'b'],
+      (1.0, 0.0),
+      {'rating/kind': [3.0, 1.0], 'rated/kind': [1.0, 1.0]},
+    ),
+  ),
+  (
+    'user_pairs',
+    {
+      **{'prompt': 'q', 'chosen': 'a', 'rejected': 'b'},
+      'context': [{'prompt': 'r', 'chosen': 'c', 'rejected': 'd'}],
+    },
+    ('q', [*'abcd'], (1.0, 0.0, 1.0, 0.0), {}, (), [*'qqrr']),
+  ),
+  (
+    'prompt_pairs',
+    {'prompts': ['q', 'r'], 'completion': 'a'},
+    ('q', ('a', 'a'), (1.0, 0.0), {}, (), ['q', 'r']),
   ),
 ]
 
@@ -126,7 +154,7 @@ def test_rows(kind, row, want):
 
 
 def test_steps_are_marked_at_their_ends():
-  """Labels of the steps that are left after the cut, each at its newline."""
+  """AT-51: labels of the steps that are left after the cut, each at its newline."""
   tokenizer = pretrained.load('tiny').tokenizer
   row = {'prompt': 'q', 'completions': ['ab', 'c', 'd'], 'labels': [1, 0, True]}
   coder = chat.coder(tokenizer, pretrained.stop_ids(tokenizer))
@@ -721,7 +749,7 @@ def test_layouts_change_no_number(tmp_path, option):
 
 @pytest.mark.parametrize('method', ['sft', 'dpo'])
 def test_held_out_metrics_do_not_depend_on_the_batch(tmp_path, method):
-  """Unequal lengths, one row too long, the last batch filled up."""
+  """AT-59: unequal lengths, one row too long, the last batch filled up."""
   kind = {'sft': 'demonstrations', 'dpo': 'pairs'}[method]
   words = lambda i: {'completion': 'abcde'[: 1 + i % 5]}
   if method == 'dpo':

@@ -1,6 +1,7 @@
 """What the documents show runs, and their tables are fresh."""
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -71,13 +72,27 @@ def test_the_variant_trains_as_it_says(tmp_path, monkeypatch):
   assert again.tolist() == pytest.approx(got.tolist())
 
 
+def verdicts() -> dict[str, list[str]]:
+  """Of each method the verdicts of its claims, which name it in METHODS, as links."""
+  found = {path.stem: [] for path in METHODS}
+  for folder in sorted((ROOT / 'experiments/claims').glob('[0-9]*')):
+    named = re.search(r'^METHODS = (.*)$', (folder / 'claim.py').read_text(), re.M)
+    said = json.loads((folder / 'result.json').read_text())['verdict']
+    for name in ast.literal_eval(named.group(1)):
+      found[name].append(f'[{said}](experiments/claims/{folder.name}/claim.md)')
+  return found
+
+
 def method_table() -> str:
-  """The README's table of methods, from their headers."""
-  rows = ['| method | paper |', '|---|---|']
+  """The README's table of methods, from their headers and their claims' records."""
+  rows, found = ['| method | paper | claims |', '|---|---|---|'], verdicts()
   for path in METHODS:
     header = ast.get_docstring(ast.parse(path.read_text())).split('\n\n')[0]
     words = ' '.join(header.split()).rstrip('.')
-    rows.append(f'| [`{path.stem}`](jaxrl_llm/methods/{path.name}) | {words} |')
+    links = ', '.join(found[path.stem])
+    rows.append(
+      f'| [`{path.stem}`](jaxrl_llm/methods/{path.name}) | {words} | {links} |'
+    )
   return '\n'.join(rows)
 
 

@@ -397,10 +397,17 @@ def free(params, frozen, batch, needs):
     'divergence': lambda: (table(params, 'policy') - table(frozen, 'teacher')) ** 2,
     'value': lambda: params['critic'],
     'cost_value': lambda: params['cost_critic'],
+    'twin_value': lambda: params['twin_critic'],
+    'entropy': lambda: jnp.square(params['policy'][0]),
+    'collision': lambda: table(params, 'policy') - jnp.square(params['policy'][0]),
+    'ref_divergence': lambda: (table(params, 'policy') - table(frozen, 'ref')) ** 2,
   }
   found = {n: reads[n]()[batch.completions] for n in needs if n in reads}
-  if 'score' in needs:
-    found['score'] = (params['reward'][batch.completions] * batch.mask).sum(-1)
+  of_tokens = ('score', 'token_score', 'attributes', 'members', 'own')
+  of_tokens += ('asked', 'embedding')
+  rows = batch.replace(aux=None)
+  told = toy.forward(params, frozen, rows, [n for n in needs if n in of_tokens])
+  found |= {n: vars(told)[n] for n in needs if n in of_tokens}
   if aux := tuple(n.removeprefix('aux/') for n in needs if n.startswith('aux/')):
     found['aux'] = free(params, frozen, batch.aux, aux)
   return Outputs(**found)

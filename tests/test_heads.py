@@ -18,7 +18,7 @@ FAMILIES = {c['model_type']: name for name, c in oracle.CONFIGS.items()}
 PROMPT, ROOM = np.array([9, 7]), 12  # Lengths of two prompts, and the slots they have.
 LENGTH = np.array([[11, 4], [13, 9]])  # Of two completions each; 20 tokens at most.
 HEADS = {'critic': 1, 'reward': 3}
-NEEDS = ('value', 'token_score', 'score', 'attributes')
+NEEDS = ('value', 'token_score', 'score', 'attributes', 'asked', 'embedding')
 
 
 close = functools.partial(np.testing.assert_allclose, atol=1e-5, rtol=0)
@@ -69,7 +69,10 @@ def test_heads(family):
   base, ids, rng = random_tree(config), rows(config.vocab), np.random.default_rng(0)
   draw = lambda count: 0.2 * rng.normal(size=(config.width, count)).astype(np.float32)
   kernels = {role: draw(count) for role, count in HEADS.items()}
-  trees = {r: initial.role_tree(base, r) | {'scores': kernels[r]} for r in HEADS}
+  trees = {
+    r: initial.role_tree(base, r, {}, jax.random.key(0)) | {'scores': kernels[r]}
+    for r in HEADS
+  }
   assert all('head' not in tree for tree in trees.values())
   got, states = jax.device_get(seen(config, trees, batch(ids), ids))
   value, score = (states @ kernels[role] for role in HEADS)
@@ -80,3 +83,5 @@ def test_heads(family):
     close(got.token_score[b, g, :count], score[b, g, start:end, 0])
     close(got.attributes[b, g], score[b, g, end - 1])
     close(got.score[b, g], score[b, g, end - 1, 0])
+    close(got.asked[b, g], states[b, g, start - 1])
+    close(got.embedding[b, g], states[b, g, end - 1])

@@ -1,4 +1,4 @@
-"""AT-44: rows packed behind each other say what padded rows say."""
+"""AT-44: rows packed, or without their padding, say what padded rows say."""
 
 import dataclasses
 import functools
@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from ml_collections import config_dict
 
-from jaxrl_llm import build, forward, packing, sharding, types
+from jaxrl_llm import build, feeds, forward, packing, sharding, types
 from jaxrl_llm.models.config import DecoderConfig
 from jaxrl_llm.models.decoder import Decoder, causal
 from jaxrl_llm.step import make_update_step
@@ -23,7 +24,8 @@ CONFIG = DecoderConfig(
 WINDOWED = dataclasses.replace(CONFIG, windows=(3, 0))
 ONE = jnp.zeros((1, 1, 1), jnp.int32)
 TINY = (ONE, ONE, causal(1))
-NEEDS = ('logp', 'entropy', 'value', 'score', 'token_score', 'attributes')
+ROWS = ('score', 'attributes', 'asked', 'embedding')
+NEEDS = ('logp', 'entropy', 'value', 'token_score', *ROWS)
 
 
 def tree(scores, seed):
@@ -80,9 +82,15 @@ def said(see, params, batch):
   inside = jnp.arange(T)[None, None] < batch.length[..., None]
   tokens = ('logp', 'entropy', 'value', 'token_score')
   return [jnp.where(inside, getattr(out, n), 0.0) for n in tokens] + [
-    out.score,
-    out.attributes,
+    getattr(out, n) for n in ROWS
   ]
+
+
+def weighted(see, params, batch):
+  """One number of all that the sensors say, and the sensors."""
+  found = said(see, params, batch)
+  weigh = lambda i, x: jnp.sum(x * jnp.sin(i + jnp.arange(x.size).reshape(x.shape)))
+  return sum(weigh(i, x) for i, x in enumerate(found)), found
 
 
 def close(got, want):
@@ -96,16 +104,27 @@ def close(got, want):
 )
 def test_every_sensor_and_its_gradient(config, own):
   see, batch = network(config), example(own)
-
-  def weighted(params, batch):
-    found = said(see, params, batch)
-    weigh = lambda i, x: jnp.sum(x * jnp.sin(i + jnp.arange(x.size).reshape(x.shape)))
-    return sum(weigh(i, x) for i, x in enumerate(found)), found
-
-  both = jax.jit(jax.grad(weighted, has_aux=True))
+  both = jax.jit(jax.grad(functools.partial(weighted, see), has_aux=True))
   laid = packing.pack(batch, 2 * WIDTH, rows=B)
   assert laid.layout.group.max() > 1 and laid.layout.count == 1
   close(both(params(), laid), both(params(), batch))
+
+
+PLAN = config_dict.ConfigDict({'minibatches': 1, 'microbatches': 1})
+
+
+@pytest.mark.parametrize(
+  ('config', 'own', 'rows'),
+  [(CONFIG, True, 1), (WINDOWED, False, 2)],
+  ids=['own', 'windowed'],
+)
+def test_without_padding(config, own, rows):
+  """Every sensor and its gradient, in fewer slots."""
+  see, batch = network(config), example(own)
+  both = jax.jit(jax.grad(functools.partial(weighted, see), has_aux=True))
+  room = packing.room(batch, PLAN, rows=rows)
+  assert room.completions < 8
+  close(both(params(), batch.replace(room=room)), both(params(), batch))
 
 
 def test_a_neighbour_changes_nothing():
@@ -122,7 +141,7 @@ def test_a_neighbour_changes_nothing():
   jax.tree.map(np.testing.assert_array_equal, first(other), first(batch))
 
 
-def updated(name, batch, microbatches):
+def updated(name, batch, **plan):
   method = build.method(name)
   needs = (*method.needs, *method.prepare_needs, *method.measure_needs)
   roles = forward.roles(needs)
@@ -132,7 +151,7 @@ def updated(name, batch, microbatches):
   frozen = {'ref': tree(0, 9)} if roles['frozen'] else {}
   key = jax.random.key(0)
   state = State(zero, zero, zero, trained, tx.init(trained), frozen, {}, key)
-  step = make_update_step(network(CONFIG), tx, method, microbatches=microbatches)
+  step = make_update_step(network(CONFIG), tx, method, **plan)
   state, metrics = jax.jit(step)(state, batch)
   return state.params, {k: v for k, v in metrics.items() if np.ndim(v) == 0}
 
@@ -147,10 +166,20 @@ def test_an_update(name):
     batch = batch.replace(reward=np.array([[1.0], [-1.0]] * 2, np.float32))
   laid = packing.pack(batch, WIDTH)
   assert 1 < laid.layout.count < B
-  close(updated(name, laid, 2), updated(name, batch, 2))
+  two = dict(microbatches=2)
+  close(updated(name, laid, **two), updated(name, batch, **two))
 
 
-@pytest.mark.parametrize('layout', ['padded', 'packed'])
+def test_an_update_without_padding():
+  """Two minibatches in an order of the host's, each in two pieces."""
+  batch = example().replace(order=np.array([[2], [0], [3], [1]], np.int32))
+  plan = config_dict.ConfigDict({'minibatches': 2, 'microbatches': 2})
+  laid = batch.replace(room=packing.room(batch, plan))
+  parts = dict(minibatches=2, microbatches=2)
+  close(updated('ppo', laid, **parts), updated('ppo', batch, **parts))
+
+
+@pytest.mark.parametrize('layout', ['padded', 'packed', 'room'])
 def test_logits_of_all_tokens_never_exist(layout):
   """By the compiled program's own account: 2048 tokens, 16384 words, 128 MiB."""
   words, t = 1 << 14, 512
@@ -161,6 +190,8 @@ def test_logits_of_all_tokens_never_exist(layout):
   batch = batch.replace(reward=np.array([[1.0, 0.0]] * 2, np.float32))
   if layout == 'packed':
     batch = packing.pack(batch, 2 * t + 4)
+  if layout == 'room':
+    batch = batch.replace(room=packing.room(batch, PLAN))
   zero, tx = jnp.int32(0), optax.sgd(1.0)
   make = lambda: {'policy': Decoder(config).init(jax.random.key(0), *TINY)['params']}
   state = jax.eval_shape(
@@ -178,6 +209,22 @@ def test_logits_of_all_tokens_never_exist(layout):
 
 def test_first_fit_the_longest_first():
   assert packing.bins([3, 5, 2, 6], 8) == [[3, 2], [1, 0]]
+
+
+def test_room_by_hand():
+  """Prompts of 1 and 4 of 4; completions of 3 + 1 and 8 + 5 of 16 slots.
+
+  Together 5 of 8 and 17 of 32 slots, 5 and 4.25 eighths; alone the second group needs
+  all of its prompt's slots, and 13 of 16, or 6.5 eighths.
+  """
+  batch = types.make_batch(
+    *(np.zeros((2, 4), np.int32), np.array([1, 4], np.int32)),
+    *(np.zeros((2, 2, 8), np.int32), np.array([[3, 1], [8, 5]], np.int32)),
+  )
+  assert packing.room(batch, PLAN) == (1, 5, 5)
+  assert packing.room(batch, PLAN, rows=2) == (2, 8, 7)
+  pieces = config_dict.ConfigDict({'minibatches': 1, 'microbatches': 2})
+  assert packing.room(batch, pieces) == (1, 8, 7)
 
 
 def test_rows_by_hand():
@@ -245,3 +292,11 @@ def test_packing_takes_one_minibatch():
   )
   with pytest.raises(InputError, match='packing takes one'):
     step(None, packing.pack(example(), WIDTH))
+
+
+def test_padding_free_leaves_nothing_to_pack():
+  config = config_dict.ConfigDict(
+    {'plan': dict(minibatches=1, padding_free=True, pack=64)}
+  )
+  with pytest.raises(InputError, match='nothing to pack'):
+    feeds.laid_out(lambda state, step: None, config, sharding.make_mesh())

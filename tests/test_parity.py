@@ -100,6 +100,7 @@ def test_every_family_is_here():
 
 
 def test_tiny(tiny):
+  """AT-37: in one pass, and token by token with a cache."""
   name, folder, tokens = tiny
   config, params = weights.load(folder)
   recorded = RECORDED[name]

@@ -70,7 +70,9 @@ def plan(request, tmp_path):
 
 
 def test_killed_at_every_step(plan, tmp_path):
-  """Dies before step 1, 2 ... 6; two lives are enough whatever was saved before."""
+  """AT-52, AT-53, AT-56: dies before step 1, 2 ... 6; two lives are enough whatever was
+  saved before. The first has saved nothing: the same seed gives the same run.
+  """
   c, whole = plan
   assert whole['meta'] == 6
   steps = [r['step'] for r in whole['metrics'] if r['split'] == 'train']
@@ -123,6 +125,7 @@ def interrupt_at(monkeypatch, module, name, count, times=1):
 
 
 def test_ctrl_c_saves_the_step_and_the_same_command_goes_on(tmp_path, capfd):
+  """AT-55: the step that a run goes on from is said."""
   c = runs.config()
   with pytest.MonkeyPatch.context() as patch:
     interrupt_at(patch, train, 'one_step', 3)

@@ -239,6 +239,7 @@ def test_weighted_sum_keeps_its_parts():
 
 
 def test_integer_rewards_do_not_truncate_a_penalty():
+  """AT-13: 1 less a half is a half."""
   score = combine.weighted(
     {'int': (1, lambda s: 1), 'late': (1, overlong(max_length=10, cache=4))}
   )
@@ -247,6 +248,7 @@ def test_integer_rewards_do_not_truncate_a_penalty():
 
 
 def test_zero_false_and_numpy_scalars_are_values():
+  """AT-13: a reward of 0 is not a missing one."""
   values = iter([0.0, 0, False, np.float32(0.5), np.True_])
   total, _ = combine.weighted({'x': (1.0, lambda s: next(values))})([sample()] * 5)
   assert total.tolist() == [0, 0, 0, 0.5, 1]
@@ -270,6 +272,7 @@ def boom(sample):
   ],
 )
 def test_a_bad_reward_names_part_record_and_completion(reward, message):
+  """AT-13: None and NaN among them."""
   score = combine.weighted({'good': (1.0, lambda s: 1.0), 'mine': (1.0, reward)})
   with pytest.raises(InputError, match=message) as error:
     score([sample('7' * 500, id=31)])

@@ -223,7 +223,7 @@ def dataset(n, *, prompts=4, seed=1, share=slice(None)):
 
 
 def test_each_row_once_per_epoch_in_another_order():
-  """10 rows by 4: five batches are two epochs, and the third batch is in both."""
+  """AT-59: 10 rows by 4: five batches are two epochs, the third batch is in both."""
   source = dataset(10, seed=1)
   drawn = [source(None, step) for step in range(5)]
   ids = np.concatenate([d.batch.prompt_id for d in drawn])
@@ -288,7 +288,7 @@ def test_like_lengths_come_together():
 
 
 def test_batches_are_drawn_ahead():
-  """Two ahead, each once, in whatever order they are asked for; errors when due."""
+  """AT-60: two ahead, each once, whatever order they are asked in; errors when due."""
   asked, here = [], threading.get_ident()
 
   def source(state, step):

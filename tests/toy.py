@@ -31,7 +31,11 @@ def forward(params, frozen, batch, needs):
       continue
     tree, role, read, _ = sensor(need)
     table = trees[tree][role]
-    if read == 'divergence':
+    if read == 'own':
+      found[need] = table
+    elif need == 'members':
+      found[need] = members(table, batch)
+    elif read == 'divergence':
       found[need] = divergence(params['policy'], table, batch)
     else:
       found[need] = READ[read](table, batch)
@@ -62,17 +66,44 @@ def entropy(table, batch):
   return -jnp.sum(jnp.exp(logp) * logp, -1)
 
 
+def collision(table, batch):
+  return jnp.log(jnp.sum(jnp.exp(2 * distribution(table, batch)), -1))
+
+
 def divergence(table, teacher, batch):
   sides = (distribution(x, batch).reshape(-1, V) for x in (table, teacher))
   found = divergences.jsd(*sides, batch.extra['jsd_beta'][0])
   return found.reshape(batch.mask.shape)
 
 
+def score(table, batch):
+  return (table[batch.completions] * batch.mask).sum(-1)
+
+
+def members(table, batch):
+  """Scores of an ensemble, whose table is [V, K]."""
+  return (table[batch.completions] * batch.mask[..., None]).sum(-2)
+
+
+def spread(table, tokens):
+  """table[tokens], each in a place of its own: [..., V]."""
+  return table[tokens][..., None] * jax.nn.one_hot(tokens, V, dtype=table.dtype)
+
+
 READ = {
   'logp': logp,
   'entropy': entropy,
+  'collision': collision,
   'value': lambda table, batch: table[previous(batch)],
-  'score': lambda table, batch: (table[batch.completions] * batch.mask).sum(-1),
+  'score': score,
+  'token_score': lambda table, batch: table[batch.completions],
+  'asked': lambda table, batch: spread(table, previous(batch)[..., 0]),
+  'embedding': lambda table, batch: (
+    spread(table, batch.completions) * batch.mask[..., None]
+  ).sum(-2),
+  'attributes': lambda table, batch: jnp.stack(
+    [score(jnp.roll(table, i), batch) for i in range(2)], -1
+  ),
 }
 
 
@@ -80,12 +111,14 @@ def tables(seed, scale=0.5):
   rng = np.random.default_rng(seed)
   draw = lambda *shape: jnp.asarray(scale * rng.normal(size=shape), jnp.float32)
   names = {'policy': (V, V), 'critic': (V,), 'reward': (V,), 'prm': (V, V)}
-  names |= {'cost_critic': (V,)}
+  names |= {'cost_critic': (V,), 'ensemble': (V, 3), 'twin_critic': (V,)}
   return {name: draw(*shape) for name, shape in names.items()}
 
 
-def state(tx=SGD, seed=0) -> State:
+def state(tx=SGD, seed=0, own=None) -> State:
+  """`own` is that of a Method."""
   params = tables(seed)
+  params |= {'own': own(jax.random.key(seed + 6), V)} if own else {}
   return State(
     step=jnp.int32(0),
     applied=jnp.int32(0),
@@ -123,9 +156,15 @@ def batch(seed=0, g=G) -> Batch:
 
 
 def scored(batch, reward) -> Batch:
-  """The batch with rewards [B, G], of its completions and of their steps of two."""
+  """The batch with rewards [B, G], of its completions and of their steps of two, and
+  with labels and ratings that say the same; of a third of the rows one is not there.
+  """
   reward = jnp.asarray(reward)
   left = jnp.cumsum(batch.mask[..., ::-1], -1)[..., ::-1]
   end = batch.mask * (left % 2)
   steps = {'step_end': end, 'step_reward': end * reward[..., None]}
+  steps['step_label'] = batch.mask * (reward[..., None] > 0)
+  there = jnp.stack([jnp.arange(len(reward)) % 3 > 0] * reward.shape[1], 1)
+  steps |= {'rating/a': reward, 'rated/a': jnp.ones_like(reward)}
+  steps |= {'rating/b': -reward, 'rated/b': there.astype(reward.dtype)}
   return batch.replace(reward=reward, extra=batch.extra | steps)

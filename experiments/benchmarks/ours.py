@@ -8,11 +8,23 @@ import jax
 import numpy as np
 import optax
 from lines import say
+from ml_collections import config_dict
 
-from jaxrl_llm import build, forward, initial, sharding, sources, step, types
+from jaxrl_llm import (
+  build,
+  forward,
+  initial,
+  packing,
+  sharding,
+  sources,
+  step,
+  types,
+)
 from jaxrl_llm.models import pretrained
 from jaxrl_llm.models.decoder import Decoder
 from jaxrl_llm.rollout import draw, sampler
+
+WHOLE = config_dict.ConfigDict({'minibatches': 1, 'microbatches': 1})
 
 
 def main(kind: str, folder: str, steps: int) -> None:
@@ -23,7 +35,7 @@ def main(kind: str, folder: str, steps: int) -> None:
   method = build.method(kind, beta=0.04 if kind == 'grpo' else 0.1)
   tx = optax.adamw(1e-6, weight_decay=0.0)
   roles = {'params': {'policy'}, 'frozen': {'ref'}}
-  state = initial.state(model, roles, tx, mesh, lora=None, seed=0)
+  state = initial.state(model, roles, tx, mesh, method, lora=None, seed=0)
   update_step = step.make_update_step(
     see, tx, method, constrain=sharding.constrain(mesh)
   )
@@ -51,7 +63,8 @@ def on_policy(work, i: int, state, draws):
   rollout = draws(state.params['policy'], prompts, length, ids, how, key, i)
   reward = np.isin(rollout.tokens, work['digits']).sum(-1) / 10
   batch = sources.to_batch(prompts, length, rollout, reward, truncated=False)
-  return sources.trimmed(batch)
+  batch = sources.trimmed(batch)
+  return batch.replace(room=packing.room(batch, WHOLE))
 
 
 def stored(work, i: int, state, draws):

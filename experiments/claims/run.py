@@ -1,14 +1,21 @@
-"""Runs a claim's arms, resumes those that were stopped, and writes what came of it.
+"""Runs claims, resumes arms that were stopped, and writes what came of it.
 
+  python experiments/claims/run.py
+  python experiments/claims/run.py --only=003_two_grpo
   python experiments/claims/run.py --only=001_quickstart --workdir=runs/claims
   python experiments/claims/run.py --only=002_real_data --put gsm8k=FOLDER hh=FILE
 
-`--arms=bt dpo` runs those alone; what is recorded of the others stays, each with the
-commit that it is of. Arms that are done are not run again.
+A claim is a folder: claim.md says what is claimed and what would count against it, and
+this script writes result.json, curve.csv, figure.png and the table of verdicts in
+README.md. claim.py has either
 
-A claim is a folder: claim.md says what is claimed and what would count against it,
-claim.py has the arms, the verdict and the table, and this script writes result.json,
-curve.csv and figure.png.
+  ARMS, flags of train.py, with verdict(result) and table(result); `--arms=bt dpo` runs
+  those alone, what is recorded of the others stays, each with the commit that it is of,
+  and arms that are done are not run again; or
+  run() -> compare.Curves, all arms and seeds in this process (small.py), and
+  parts(verdicts.Told) -> {what is claimed to be above 0: a number per seed}.
+
+Without --only all claims with run() are run, one after the other.
 """
 
 import argparse
@@ -18,9 +25,13 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
-from jaxrl_llm import checkpoint
+import verdicts
+from ml_collections.config_dict import ConfigDict
+
+from jaxrl_llm import checkpoint, compare, log
 from jaxrl_llm.log import read_lines, write_json
 
 HERE = Path(__file__).parent
@@ -31,19 +42,84 @@ def main() -> None:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument('--only', required=True, help='a folder of experiments/claims')
+  parser.add_argument('--only', help='a folder of experiments/claims')
   parser.add_argument('--workdir', type=Path, default=Path('runs/claims'))
   parser.add_argument(
     '--put', nargs='*', default=[], help='{name} in flags: name=value'
   )
   parser.add_argument('--arms', nargs='*', help='some of the arms; all by default')
+  parser.add_argument(
+    '--tables', action='store_true', help='run none, judge the records'
+  )
   options = parser.parse_args()
-  known = sorted(p.name for p in HERE.glob('[0-9]*'))
-  if options.only not in known:
-    parser.error(f'there is no claim {options.only!r}; there are {known}')
-  folder, root = HERE / options.only, options.workdir / options.only
+  if options.tables:
+    return write_tables()
+  known = {p.name: load(p) for p in folders()}
+  if options.only and options.only not in known:
+    parser.error(f'there is no claim {options.only!r}; there are {list(known)}')
+  quick = [name for name, claim in known.items() if 'run' in vars(claim)]
+  for name in [options.only] if options.only else quick:
+    if name in quick:
+      within(HERE / name, known[name])
+    else:
+      trained(parser, options, HERE / name, known[name])
+  write_tables()
+
+
+def folders() -> list[Path]:
+  """Those of all claims."""
+  return sorted(HERE.glob('[0-9]*'))
+
+
+def within(folder: Path, claim) -> None:
+  """Runs a claim's arms in this process, and writes what came of it."""
+  start, record = time.perf_counter(), log.run_record(ConfigDict())
+  curves = claim.run()
+  kept = ('commit', 'dirty', 'versions', 'devices', 'started')
+  result = {k: record[k] for k in kept} | {'seconds': time.perf_counter() - start}
+  result |= {'arms': verdicts.arms(curves)}
+  result |= judged(claim, result)
+  write_json(folder / 'result.json', result)
+  with (folder / 'curve.csv').open('w', newline='') as file:
+    table = csv.writer(file, lineterminator='\n')
+    names = list(next(iter(curves.values()))[0][0])
+    table.writerow(('arm', 'seed', *names))
+    for arm, runs in curves.items():
+      for seed, records in enumerate(runs):
+        table.writerows((arm, seed, *(f'{r[k]:.5g}' for k in names)) for r in records)
+  shown = compare.compared(curves, claim.METRICS[0])
+  compare.figure(curves, shown, claim.METRICS[0], folder / 'figure.png')
+  print(f'{folder.name}\n{verdicts.table(result, claim.METRICS)}\n{result["verdict"]}')
+
+
+def judged(claim, result: dict) -> dict:
+  """The parts and the verdict that follow from what is recorded of the arms."""
+  parts = verdicts.judged(claim.parts(verdicts.told(result)))
+  return {'parts': parts, 'verdict': verdicts.verdict(parts)}
+
+
+def write_tables() -> None:
+  """Judges what was recorded again; the tables of claim.md, and that of verdicts."""
+  if not (page := HERE / 'README.md').exists():
+    return
+  rows = []
+  for folder in folders():
+    if not (path := folder / 'result.json').exists():
+      continue
+    claim, result = load(folder), json.loads(path.read_text())
+    if 'run' in vars(claim):
+      result |= judged(claim, result)
+      write_json(path, result)
+      text = verdicts.table(result, claim.METRICS)
+      verdicts.put(folder / 'claim.md', 'table', text)
+    rows.append(verdicts.row(folder, claim.METHODS, result['verdict']))
+  verdicts.put(page, 'claims', verdicts.index(rows))
+
+
+def trained(parser, options, folder: Path, claim) -> None:
+  """Runs a claim's arms, each a run of train.py, and writes what came of it."""
+  root = options.workdir / folder.name
   values = dict(item.split('=', 1) for item in options.put)
-  claim = load(folder)
   arms = options.arms or list(claim.ARMS)
   if unknown := set(arms) - set(claim.ARMS):
     parser.error(f'--arms: no {sorted(unknown)}; there are {list(claim.ARMS)}')
@@ -51,7 +127,7 @@ def main() -> None:
     try:
       flags = [flag.format(**values) for flag in claim.ARMS[arm]]
     except KeyError as missing:
-      parser.error(f'{options.only} needs --put {missing.args[0]}=...')
+      parser.error(f'{folder.name} needs --put {missing.args[0]}=...')
     train((root / arm).absolute(), flags)
   earlier = folder / 'result.json'
   kept = json.loads(earlier.read_text())['arms'] if earlier.exists() else {}

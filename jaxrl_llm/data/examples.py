@@ -20,8 +20,9 @@ class Example(NamedTuple):
   prompt: Prompt
   completions: Sequence[Completion]
   reward: Sequence[float]  # Score or label of each completion.
-  extra: Mapping[str, float] = {}
+  extra: Mapping[str, float | Sequence[float]] = {}  # Of all, or of each completion.
   step_labels: Sequence[Sequence[float]] = ()  # Of each completion, where it has steps.
+  prompts: Sequence[Prompt] = ()  # Of each completion, where they are not one.
   where: str = ''  # File and line, for messages. The last field: no part of a digest.
 
 
@@ -43,11 +44,17 @@ class Coded(NamedTuple):
   cut: Sequence[bool]  # Which completions lost their end.
   kept: bool  # Else the group is left out.
   example: Example
+  prompts: Sequence[list[int]] = ()  # Of each completion, where they are not one.
 
   @property
   def size(self) -> int:
     """Tokens of the prompt and of the longest completion."""
-    return len(self.prompt) + max(len(c.tokens) for c in self.completions)
+    return self.asked + max(len(c.tokens) for c in self.completions)
+
+  @property
+  def asked(self) -> int:
+    """Tokens of the prompt, or of the longest one."""
+    return max(len(p) for p in self.prompts or [self.prompt])
 
 
 class Encoded(NamedTuple):
@@ -107,19 +114,25 @@ class Encoder:
 
   def coded(self, example: Example) -> Coded:
     prompt = self.coder.prompt(example.prompt)
-    found = [self.coder.completion(example.prompt, c) for c in example.completions]
+    prompts = [self.coder.prompt(p) for p in example.prompts]
+    before = example.prompts or [example.prompt] * len(example.completions)
+    found = [self.coder.completion(p, c) for p, c in zip(before, example.completions)]
     longest = max(len(c.tokens) for c in found)
     over = (
-      too_long(len(prompt), self.max_prompt, self.long_prompt, 'prompt'),
+      *(
+        too_long(len(p), self.max_prompt, self.long_prompt, 'prompt')
+        for p in prompts or [prompt]
+      ),
       too_long(longest, self.max_length, self.long_completion, 'length'),
     )
     cut = [len(c.tokens) > self.max_length for c in found]
     found = [Ids(*(x[: self.max_length] for x in c)) for c in found]
     if any(over) or not all(any(c.mask) for c in found):
-      return Coded(
-        prompt[:1], [NOTHING] * len(found), [False] * len(found), False, example
-      )
-    return Coded(prompt[-self.max_prompt :], found, cut, True, example)
+      nothing, uncut = [NOTHING] * len(found), [False] * len(found)
+      short = [p[:1] for p in prompts]
+      return Coded(prompt[:1], nothing, uncut, False, example, short)
+    prompts = [p[-self.max_prompt :] for p in prompts]
+    return Coded(prompt[-self.max_prompt :], found, cut, True, example, prompts)
 
   def widths(self, coded: Sequence[Coded]) -> tuple[int, int]:
     """Prompt and completion positions of a batch."""
@@ -128,7 +141,7 @@ class Encoder:
     rounded = lambda size, most: min(-(-size // self.bucket) * self.bucket, most)
     longest = max(len(x.tokens) for c in coded for x in c.completions)
     return (
-      rounded(max(len(c.prompt) for c in coded), self.max_prompt),
+      rounded(max(c.asked for c in coded), self.max_prompt),
       rounded(longest, self.max_length),
     )
 
@@ -178,7 +191,19 @@ def collate(coded: Sequence[Coded], prompt_width: int, width: int) -> Encoded:
     reward=np.array([c.example.reward for c in coded], np.float32),
     extra=extra,
   )
+  if any(c.prompts for c in coded):
+    batch = batch.replace(**row_prompts(coded, prompt_width))
   return Encoded(batch, sum(not c.kept for c in coded), int(cut.sum()))
+
+
+def row_prompts(coded: Sequence[Coded], width: int) -> dict[str, np.ndarray]:
+  """The prompt of every completion; of a group with one prompt that one."""
+  rows = [c.prompts or [c.prompt] * len(c.completions) for c in coded]
+  tokens = [[[*p, *[0] * (width - len(p))] for p in row] for row in rows]
+  return {
+    'row_prompt': np.array(tokens, np.int32),
+    'row_prompt_length': np.array([[len(p) for p in row] for row in rows], np.int32),
+  }
 
 
 def numbered(
@@ -223,7 +248,8 @@ def check(examples: Sequence[Example], encode: Encoder, method: str) -> None:
       raise InputError(
         f'{where}: {found}; the first one has {first}. All of a data set are alike.'
       )
-    if wrong := misread(example.reward, method):
+    tied = method in TYING and example.extra.get('tie')
+    if not tied and (wrong := misread(example.reward, method)):
       raise InputError(f'{where}: {method}: {wrong}')
 
 
@@ -232,15 +258,24 @@ def describe(example: Example) -> str:
 
 
 # Methods that read a group of two as (chosen, rejected).
-PAIRED = ('dpo', 'ipo', 'simpo', 'orpo', 'bradley_terry')
+PAIRED = ('dpo', 'cdpo', 'robust_dpo', 'ipo', 'f_dpo', 'dpo_positive', 'ln_dpo')
+PAIRED += ('r_dpo', 'tr_dpo', 'wpo', 'discopop', 'apo_zero', 'apo_down', 'exo')
+PAIRED += ('aot', 'aot_unpaired', 'simpo', 'orpo', 'cpo', 'slic', 'bradley_terry')
+PAIRED += ('ensemble', 'cpl', 'spin', 'tdpo', 'mapl', 'armo')
+TYING = ('bradley_terry', 'ensemble')  # Those of them that can make use of a tie.
 
 
 def misread(reward: Sequence[float], method: str) -> str:
   """What the method would take for something else; it checks the rest itself."""
   if method in PAIRED and len(reward) == 2 and not reward[0] > reward[1]:
     return f'the first completion of a pair is the better one; rewards are {reward}.'
-  if method == 'kto' and not set(reward) <= {-1.0, 1.0}:
-    return f'rewards are +1 (desirable) or -1 (undesirable), not {reward}.'
+  if method in ('kto', 'bco', 'orm') and not set(reward) <= {-1.0, 1.0}:
+    return (
+      f'rewards are +1 (desirable) or -1 (undesirable), not {reward}. Set '
+      "config.data.kind='labels'."
+    )
+  if method == 'rlbff' and sorted(reward) != [0.0, 1.0]:
+    return "completions are Yes and No; set config.data.kind='principles'."
   if method == 'sft' and len(reward) != 1:
     return (
       f'every completion is imitated, and there are {len(reward)} of a prompt. Keep '

@@ -12,6 +12,7 @@ from jaxrl_llm.data.examples import Example
 from jaxrl_llm.types import InputError
 
 Row = dict[str, Any]
+VERDICTS = ('Yes', 'No')  # Of principles, in this order.
 
 
 def demonstrations(row: Row) -> Example:
@@ -32,7 +33,8 @@ def demonstrations(row: Row) -> Example:
 
 def pairs(row: Row) -> Example:
   """{prompt, chosen, rejected}; {chosen, rejected} that begin with one prompt, even
-  where a string beside them repeats it.
+  where a string beside them repeats it. `margin` is kept; with `tie` true neither is
+  the better one.
   """
   chosen, rejected = said(row, 'chosen'), said(row, 'rejected')
   if chosen == rejected:
@@ -49,8 +51,33 @@ def pairs(row: Row) -> Example:
       )
   else:
     asked = prompt(row)
-  margin = {'margin': number(row, 'margin')} if row.get('margin') is not None else {}
-  return Example(asked, (chosen, rejected), (1.0, 0.0), margin)
+  extra = {'margin': number(row, 'margin')} if row.get('margin') is not None else {}
+  extra |= {'tie': float(bool(row['tie']))} if 'tie' in row else {}
+  reward = (0.5, 0.5) if row.get('tie') else (1.0, 0.0)
+  return Example(asked, (chosen, rejected), reward, extra)
+
+
+def user_pairs(row: Row) -> Example:
+  """{prompt, chosen, rejected, context: pairs of the same user}, as many in each row.
+
+  A group of the pair that is asked about and then the others, each with its own prompt.
+  """
+  others = listed(row, 'context')
+  if not all(isinstance(x, dict) for x in others):
+    raise InputError("'context' is a list of {prompt, chosen, rejected}.")
+  both = [pairs(row), *(pairs(x) for x in others)]
+  prompts = [e.prompt for e in both for _ in e.completions]
+  rows = [c for e in both for c in e.completions]
+  return Example(both[0].prompt, rows, (1.0, 0.0) * len(both), prompts=prompts)
+
+
+def prompt_pairs(row: Row) -> Example:
+  """{prompts: the one that the completion fits better, and another; completion}."""
+  found = [prompt({'prompt': p}) for p in listed(row, 'prompts')]
+  if len(found) != 2 or found[0] == found[1]:
+    raise InputError("'prompts' are two, the better one first, and not the same.")
+  words = said(row, 'completion')
+  return Example(found[0], (words, words), (1.0, 0.0), prompts=found)
 
 
 def hh(row: Row) -> Example:
@@ -92,48 +119,94 @@ def ratings(row: Row) -> Example:
   found = row.get('ratings')
   if not isinstance(found, dict) or not found:
     raise InputError(f"'ratings' is {found!r}; an object of numbers is due.")
-  given = {k: number(found, k) for k, v in found.items() if v is not None}
-  values = {f'rating/{k}': given.get(k, 0.0) for k in sorted(found)}
-  rated = {f'rated/{k}': float(k in given) for k in sorted(found)}
-  return Example(prompt(row), (said(row, 'completion'),), (0.0,), values | rated)
+  return Example(prompt(row), (said(row, 'completion'),), (0.0,), told(found))
+
+
+def rated_pairs(row: Row) -> Example:
+  """{prompt, completions, ratings}: of two completions, the better one first, each with
+  ratings of the same attributes.
+
+  Batches have 'rating/helpful' and so on as [B, 2].
+  """
+  found = listed(row, 'completions')
+  given = [told(x) for x in listed(row, 'ratings') if isinstance(x, dict)]
+  if len(found) != 2 or len(given) != 2 or given[0].keys() != given[1].keys():
+    raise InputError(
+      "'completions' and 'ratings' are two of each, and both rate the same attributes."
+    )
+  both = [said({'completions': c}, 'completions') for c in found]
+  extra = {k: [given[0][k], given[1][k]] for k in given[0]}
+  return Example(prompt(row), both, (1.0, 0.0), extra)
+
+
+def told(ratings: dict) -> dict[str, float]:
+  """Ratings, and which of them are there."""
+  given = {k: number(ratings, k) for k, v in ratings.items() if v is not None}
+  values = {f'rating/{k}': given.get(k, 0.0) for k in sorted(ratings)}
+  return values | {f'rated/{k}': float(k in given) for k in sorted(ratings)}
 
 
 def principles(row: Row) -> Example:
-  """{prompt, completion, principle, fulfilment: "Yes" or "No"}: reward +1 or -1.
+  """{prompt, completion, principle, fulfilment: "Yes" or "No"}.
 
-  The principle is asked about in a last user message.
+  The principle is asked about in a last user message, and the completions are the words
+  Yes and No, in this order: the right one has reward 1, the other 0.
   """
   fulfilment = str(row.get('fulfilment')).lower()
   if fulfilment not in ('yes', 'no'):
     raise InputError(f"'fulfilment' is {row.get('fulfilment')!r}; Yes or No is due.")
-  asked = prompt(row)
+  whole = judged(prompt(row), text(row, 'completion'), text(row, 'principle'))
+  reward = (1.0, 0.0) if fulfilment == 'yes' else (0.0, 1.0)
+  return Example(whole, VERDICTS, reward)
+
+
+def judged(asked: Prompt, completion: str, principle: str) -> Messages:
+  """A conversation, its answer, and the principle that it may keep."""
   if isinstance(asked, str):
     asked = [{'role': 'user', 'content': asked}]
-  answer = {'role': 'assistant', 'content': text(row, 'completion')}
-  principle = {'role': 'user', 'content': text(row, 'principle')}
-  word = fulfilment.capitalize()
-  reward = 1.0 if word == 'Yes' else -1.0
-  return Example([*asked, answer, principle], (word,), (reward,))
+  answer = {'role': 'assistant', 'content': completion}
+  return [*asked, answer, {'role': 'user', 'content': principle}]
 
 
 def steps(row: Row) -> Example:
   """{prompt, completions: steps of one solution, labels: true, false or a number each}.
 
-  Batches have the labels in `extra['step_label']`, at each step's last token.
+  A label may be a list: the outcomes, true or false, of completions sampled from there,
+  whose mean it then is (Math-Shepherd's Monte-Carlo labels). Batches have the labels in
+  `extra['step_label']`, at each step's last token.
   """
   texts, given = listed(row, 'completions'), listed(row, 'labels')
   if len(texts) != len(given):
     raise InputError(f'there are {len(texts)} steps and {len(given)} labels.')
   texts = [text({'completions': t}, 'completions') for t in texts]
-  values = [
-    number({'labels': float(x) if isinstance(x, bool) else x}, 'labels') for x in given
-  ]
+  values = [label(x) for x in given]
   return Example(prompt(row), (Steps(texts),), (0.0,), step_labels=(values,))
+
+
+def steps_to_error(row: Row) -> Example:
+  """As `steps`, up to the first label below 0 or false: PRM800K's rule."""
+  example = steps(row)
+  texts, values = example.completions[0].texts, example.step_labels[0]
+  wrong = [x < 0 or given is False for x, given in zip(values, row['labels'])]
+  size = wrong.index(True) + 1 if any(wrong) else len(values)
+  found = Steps(texts[:size])
+  return example._replace(completions=(found,), step_labels=(values[:size],))
+
+
+def label(given) -> float:
+  """A step's label as a number; of a list the mean."""
+  if isinstance(given, list) and given:
+    return sum(map(label, given)) / len(given)
+  value = float(given) if isinstance(given, bool) else given
+  return number({'labels': value}, 'labels')
 
 
 KINDS: dict[str, Callable[[Row], Example]] = {
   f.__name__: f
-  for f in (demonstrations, pairs, hh, labels, rankings, ratings, principles, steps)
+  for f in (
+    *(demonstrations, pairs, user_pairs, prompt_pairs, hh, labels, rankings),
+    *(ratings, rated_pairs, principles, steps, steps_to_error),
+  )
 }
 
 
@@ -141,7 +214,7 @@ def check(example: Example) -> Example:
   """Refuses what no template or tokenizer could take: wrong types, text that is not
   Unicode, and a completion in which an assistant has no last word or says nothing.
   """
-  for told in (example.prompt, *example.completions):
+  for told in (example.prompt, *example.prompts, *example.completions):
     for words in spoken(told):
       whole(words)
   for said in example.completions:

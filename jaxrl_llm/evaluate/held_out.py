@@ -6,10 +6,10 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from jaxrl_llm import episodes, sources
-from jaxrl_llm.evaluate import accuracy
-from jaxrl_llm.sources import Text, pad, to_samples
-from jaxrl_llm.tasks.records import Task
+from jaxrl_llm import beside, episodes, sources
+from jaxrl_llm.evaluate import accuracy, safety
+from jaxrl_llm.sources import Text, pad, table, to_samples
+from jaxrl_llm.tasks.records import Record, Task
 
 
 class Held(NamedTuple):
@@ -19,7 +19,17 @@ class Held(NamedTuple):
   samples: list[dict]
 
 
-def make_held_out(sample, text: Text, task: Task, *, options):
+SALT = 43  # Sets the safety test's draws apart from those of any step.
+
+
+def make_held_out(
+  sample,
+  text: Text,
+  task: Task,
+  *,
+  options,
+  priced: beside.Tell = beside.nothing,
+):
   """Returns `evaluate(params) -> Held`.
 
   Args:
@@ -27,19 +37,60 @@ def make_held_out(sample, text: Text, task: Task, *, options):
     text: tokenizer functions.
     task: its `test` records and `check`.
     options: of so many questions, greedy (rollout.draw.options).
+    priced: says what the answers cost (beside.costs).
   """
-  records = task.test
+  answer = answering(sample, text, task.test, options)
+
+  def evaluate(params) -> Held:
+    rows = answer(params, jax.random.key(0))
+    scores = np.array([task.check(r.completion, r.record) for r in rows])
+    cost = priced(rows, (len(rows), 1))
+    told = {f'eval/{name}': x for name, x in cost.metrics.items()}
+    return Held(metrics(scores, rows) | told, table(rows, scores, cost.columns))
+
+  return evaluate
+
+
+def make_safety(
+  sample,
+  text: Text,
+  records: Sequence[Record],
+  *,
+  options,
+  priced: beside.Tell,
+  threshold: float,
+  delta: float,
+):
+  """HC-RLHF's safety test (safety.py) as `test(params, key) -> metrics`.
+
+  One completion of each record, drawn as in training: it is the mean cost of the
+  policy that is bounded, not of its likeliest answers.
+  """
+  answer = answering(sample, text, records, options)
+
+  def test(params, key) -> dict[str, float]:
+    rows = answer(params, jax.random.fold_in(key, SALT))
+    cost = priced(rows, (len(rows), 1)).extra['cost'][:, 0]
+    return {
+      'eval/safety_cost': float(cost.mean()),
+      'eval/safety_bound': float(safety.upper_bound(cost, delta=delta)),
+      'eval/safe': float(safety.is_safe(cost, threshold=threshold, delta=delta)),
+    }
+
+  return test
+
+
+def answering(sample, text: Text, records: Sequence[Record], options):
+  """One completion of each record, as `answer(params, key) -> samples`."""
   tokens, length = pad([text.encode(r.messages) for r in records], text.max_prompt)
   ids = np.arange(len(records), dtype=np.int32)
   arrays = (tokens, length, ids, options(len(records)))
 
-  def evaluate(params) -> Held:
-    rollout = sample(params, *arrays, jax.random.key(0), np.int32(0))
-    rows = to_samples(jax.device_get(rollout), records, text)
-    scores = np.array([task.check(r.completion, r.record) for r in rows])
-    return Held(metrics(scores, rows), [shown(r, s) for r, s in zip(rows, scores)])
+  def answer(params, key):
+    rollout = sample(params, *arrays, key, np.int32(0))
+    return to_samples(jax.device_get(rollout), records, text)
 
-  return evaluate
+  return answer
 
 
 def make_episodes(partner: episodes.Partner, task: Task, *, options):
@@ -56,7 +107,7 @@ def make_episodes(partner: episodes.Partner, task: Task, *, options):
     mean = lambda values: float(np.mean(list(values)))
     parts = {f'eval/episode/{k}': mean(s.parts[k] for s in seen) for k in seen[0].parts}
     parts['eval/turns'] = mean(r.count for r in rows)
-    return Held(metrics(scores, seen) | parts, [*map(shown, seen, scores)])
+    return Held(metrics(scores, seen) | parts, table(seen, scores, {}))
 
   return evaluate
 
@@ -74,8 +125,3 @@ def metrics(scores: np.ndarray, rows: Sequence) -> dict[str, float]:
     'eval/high': high,
     'eval/length': float(np.mean([r.tokens for r in rows])),
   }
-
-
-def shown(row, score: float) -> dict:
-  """A row of log.sample_table."""
-  return {'prompt': row.prompt, 'completion': row.completion, 'reward': float(score)}

@@ -1,29 +1,68 @@
 """A reward model from comparisons (Bradley & Terry, 1952; Ouyang et al., 2022,
 https://arxiv.org/abs/2203.02155).
 
-  loss = E[ - log sigmoid(s_chosen - s_rejected)
-            + center (s_chosen + s_rejected)^2 + l2 (s_chosen^2 + s_rejected^2) / 2 ]
+  m = s_chosen - s_rejected - margin * the strength that the data give
+  loss = E[ - log P(win | m) + center (s_chosen + s_rejected)^2
+            + l2 (s_chosen^2 + s_rejected^2) / 2 ],   P(win) = sigmoid(m)
+
+A pair that the data call a tie has loss - log P(tie); `ties` says how likely one is.
 """
 
 import jax
 import jax.numpy as jnp
 
-from jaxrl_llm.ops import metrics, sequences
-from jaxrl_llm.types import Method
+from jaxrl_llm.ops import metrics, preferences, sequences
+from jaxrl_llm.types import InputError, Method
 
 
-def bradley_terry(*, center: float = 0.0, l2: float = 0.0) -> Method:
-  """`center` and `l2` fix the free offset of the scores (0.01 and 0.001 are common)."""
+def bradley_terry(
+  *,
+  center: float = 0.0,
+  l2: float = 0.0,
+  margin: float = 0.0,
+  label_smoothing: float = 0.0,
+  ties=preferences.half,
+) -> Method:
+  """Trains the role reward.
+
+  Args:
+    center, l2: fix the free offset of the scores (0.01 and 0.001 are common).
+    margin: weight of the data's `margin` (Llama 2 had four sizes of it, at 1).
+    label_smoothing: the share of flipped labels.
+    ties: half, rao_kupper or davidson; the last two learn how common ties are, from
+      softplus(0), in the role own. Where it starts is our choice.
+  """
+  learns = ties is not preferences.half
 
   def loss(out, batch):
-    logit = sequences.margin(out.score)
-    w, nll = batch.prompt_weight, -jax.nn.log_sigmoid(logit)
+    logit = sequences.margin(out.score) - margin * strength(batch, margin)
+    often = jax.nn.softplus(out.own['tie']) if learns else 0.0
+    win, lost, tie = ties(logit, often)
+    tied = batch.extra.get('tie', jnp.zeros_like(logit)) > 0
+    nll = -(1 - label_smoothing) * win - label_smoothing * lost
+    w, nll = batch.prompt_weight, jnp.where(tied, -tie, nll)
     drift = center * jnp.square(out.score.sum(1))
     drift += l2 * 0.5 * jnp.square(out.score).sum(1)
     return jnp.sum(w * (nll + drift)), {
       'nll': metrics.average(nll, w),
-      'margin': metrics.average(logit, w),
-      'accuracy': metrics.wins(logit, w),
+      'margin': metrics.average(logit, w * ~tied),
+      'accuracy': metrics.wins(logit, w * ~tied),
     }
 
-  return Method(loss, ('score',))
+  if not learns:
+    return Method(loss, ('score',))
+  return Method(
+    loss, ('score', 'own'), own=lambda key, width: {'tie': jnp.float32(0.0)}
+  )
+
+
+def strength(batch, margin: float):
+  """The data's margins [B]; 0 where nobody asks."""
+  if not margin:
+    return 0.0
+  if 'margin' not in batch.extra:
+    raise InputError(
+      f'config.method.margin={margin}: the data have no margin. Add the field to every '
+      'pair, or set it to 0.'
+    )
+  return batch.extra['margin']

@@ -12,7 +12,7 @@ networks are read at the temperature of sampling. beta 0.5 is the libraries'.
 
 import jax.numpy as jnp
 
-from jaxrl_llm.ops import metrics, weights
+from jaxrl_llm.ops import divergences, metrics, weights
 from jaxrl_llm.types import InputError, Method
 
 
@@ -22,8 +22,7 @@ def gkd(*, beta: float = 0.5, aggregate=weights.token_mean) -> Method:
     raise InputError(f'gkd: beta={beta!r}; give a number from 0 to 1.')
 
   def prepare(state, batch):
-    share = jnp.full(len(batch.prompts), beta, jnp.float32)
-    return state, batch.replace(extra=batch.extra | {'jsd_beta': share})
+    return state, divergences.asked(batch, beta)
 
   def loss(out, batch):
     w = batch.weight

@@ -61,6 +61,6 @@ def hc_rlhf(
 
   def loss(out, batch):
     value, found = plain.loss(out, batch)
-    return value, found | metrics.multiplier(batch)
+    return value, found | metrics.told(batch, 'multiplier')
 
   return plain._replace(loss=loss, prepare=prepare, extra=start)

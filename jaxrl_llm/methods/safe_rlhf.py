@@ -75,7 +75,9 @@ def make_loss(clip: float, value_clip: float, value_coef: float, beta: float):
     error = surrogates.value_error(
       out.cost_value, batch.old_cost_value, target, clip=value_clip
     )
-    found |= metrics.multiplier(batch) | {'cost_value_loss': metrics.average(error, w)}
+    found |= metrics.told(batch, 'multiplier') | {
+      'cost_value_loss': metrics.average(error, w)
+    }
     return value + value_coef * jnp.sum(w * error), found
 
   return loss

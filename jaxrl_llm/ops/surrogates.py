@@ -1,6 +1,7 @@
-"""Importance-weighted policy objectives, to be *maximised*."""
+"""Importance-weighted policy objectives, to be *maximised*; errors of critics."""
 
 import jax.numpy as jnp
+import optax
 
 from jaxrl_llm.ops import kl
 from jaxrl_llm.types import BGT, Array
@@ -21,6 +22,18 @@ def value_error(value: BGT, old: BGT, target: BGT, *, clip: float) -> BGT:
   """Half the squared error, the larger of that of V and of V within `clip` of V_old."""
   near = old + jnp.clip(value - old, -clip, clip)
   return 0.5 * jnp.maximum(jnp.square(value - target), jnp.square(near - target))
+
+
+def huber_error(value: Array, old: Array, target: Array, *, clip: float, delta: float):
+  """The mean of Huber's errors, linear from `delta`, of V and of V near V_old."""
+  near = old + jnp.clip(value - old, -clip, clip)
+  huber = optax.losses.huber_loss
+  return (huber(value, target, delta=delta) + huber(near, target, delta=delta)) / 2
+
+
+def soft_minimum(one: Array, other: Array, *, alpha: float) -> Array:
+  """The lesser of two as alpha goes to 0, their mean as it goes to infinity."""
+  return -alpha * (jnp.logaddexp(-one / alpha, -other / alpha) - jnp.log(2.0))
 
 
 def clip_fraction(ratio: Array, advantage: Array, *, low: float, high: float) -> BGT:

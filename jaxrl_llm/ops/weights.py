@@ -38,6 +38,19 @@ def seq_weight(mask: BGT) -> BG:
   return full / jnp.maximum(full.sum(), 1.0)
 
 
+def lists(mask: BGT) -> BGT:
+  """Every prompt with two completions or more counts the same, whatever it has.
+
+  Its completions share its weight, and their tokens theirs: a list's own weight is the
+  sum over its tokens.
+  """
+  length = mask.sum(-1, keepdims=True)
+  size = (length > 0).sum(1, keepdims=True).astype(mask.dtype)
+  several = (size > 1).astype(mask.dtype)
+  share = mask / jnp.maximum(length, 1.0) / jnp.maximum(size, 1.0)
+  return several * share / jnp.maximum(several.sum(), 1.0)
+
+
 def prompt_weight(mask: BGT) -> Array:
   """Uniform over the prompts whose completions are all there: [B, G, T] to [B]."""
   full = (mask.sum(-1) > 0).all(-1).astype(mask.dtype)

@@ -47,20 +47,22 @@ def scored(name: str, reward: Reward | Batched, samples: Sequence[Sample]) -> li
   """One reward of all samples."""
   if not isinstance(reward, Batched):
     return [call(name, reward, s) for s in samples]
-  found = reward.score(samples)
+  return batched(name, reward, samples, samples)
+
+
+def batched(name: str, reward: Batched, given: Sequence, samples) -> list[float]:
+  """Numbers for all that is given at once; `samples` are for messages."""
+  found = reward.score(given)
   if len(found) != len(samples):
     raise InputError(
       f'reward {name!r}: it returned {len(found)} numbers for {len(samples)} samples.'
     )
-  return [call(name, lambda _, x=x: x, s) for x, s in zip(found, samples)]
+  return [finite(x, place(name, s)) for x, s in zip(found, samples)]
 
 
 def call(name: str, reward: Reward, sample: Sample) -> float:
   """One reward of one sample; whatever goes wrong names part, record and text."""
-  where = (
-    f'reward {name!r}, record {sample.record.id}, '
-    f'completion {sample.completion[:200]!r}'
-  )
+  where = place(name, sample)
   try:
     value = reward(sample)
   except Exception as error:  # A user's function: anything may come.
@@ -68,6 +70,19 @@ def call(name: str, reward: Reward, sample: Sample) -> float:
       f'{where}: it raised {type(error).__name__}: {str(error)[:300]}. '
       'Mend it, or let it return 0 there.'
     ) from error
+  return finite(value, where)
+
+
+def place(name: str, sample: Sample) -> str:
+  """Part, record and text, for messages."""
+  return (
+    f'reward {name!r}, record {sample.record.id}, '
+    f'completion {sample.completion[:200]!r}'
+  )
+
+
+def finite(value: object, where: str) -> float:
+  """The value as a float, or an InputError."""
   if not is_finite(value):
     raise InputError(
       f'{where}: it returned {str(value)[:100]} ({type(value).__name__}); '

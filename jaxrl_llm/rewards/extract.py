@@ -16,6 +16,12 @@ NUMBER = re.compile(
   rf'(?:(?<![0-9A-Za-z)])[-+])?\$?(?:{numbers.UNSIGNED})(?:\s?/\s?[0-9]+)?%?'
 )
 
+CHOICES = (
+  re.compile(r'(?i:answer|option|choice)(?i:\s{0,3}is)?[\s:*]{0,5}\(?([A-J])\)?(?!\w)'),
+  re.compile(r'\(([A-Ja-j])\)'),
+  re.compile(r'\A\W{0,5}([A-Ja-j])(?:[.):]?\W{0,5}\Z|[.):]\s)'),
+)
+
 
 def last_number(text: str) -> str | None:
   """The last number: '3 + 4 = 7.' gives '7'."""
@@ -35,6 +41,13 @@ def answer_tag(text: str) -> str | None:
   """What stands in the last <answer>...</answer>, stripped."""
   start, end = answer_span(text) or (0, -1)
   return text[start:end].strip() if end >= 0 else None
+
+
+def following(text: str, mark: str) -> str:
+  """What follows the last `mark`, '' where there is none; all of it for no mark."""
+  if not mark:
+    return text
+  return text.rpartition(mark)[2] if mark in text else ''
 
 
 def answer_span(text: str) -> tuple[int, int] | None:
@@ -64,6 +77,17 @@ def hash_answer(text: str) -> str | None:
   return rest.strip().partition('\n')[0].strip() if mark else None
 
 
+def choice(text: str) -> str | None:
+  """The letter of a multiple choice, as a capital: of the last 'answer is (B)', else of
+  the last '(B)', else the text itself.
+  """
+  tail = text[-TAIL:]
+  for form in CHOICES:
+    if found := form.findall(tail):
+      return found[-1].upper()
+  return None
+
+
 def whole(text: str) -> str | None:
   """The text itself, stripped; None if nothing is left."""
   return text.strip() or None
@@ -71,7 +95,7 @@ def whole(text: str) -> str | None:
 
 EXTRACTORS: dict[str, Callable[[str], str | None]] = {
   f.__name__: f
-  for f in (last_number, first_number, answer_tag, boxed, hash_answer, whole)
+  for f in (last_number, first_number, answer_tag, boxed, hash_answer, choice, whole)
 }
 
 

@@ -4,33 +4,64 @@ A thought is left out of what is scored by after='</think>', as in RLMT (2025),
 https://arxiv.org/abs/2509.20357.
 """
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import jax
 import numpy as np
 
-from jaxrl_llm import forward, restored
-from jaxrl_llm.data import chat
+from jaxrl_llm import build, forward, restored
+from jaxrl_llm.data import chat, kinds, tables
 from jaxrl_llm.data.examples import Encoder, Example, numbered
 from jaxrl_llm.models import pretrained
+from jaxrl_llm.ops import ratings, sequences
+from jaxrl_llm.rewards import extract
 from jaxrl_llm.rewards.sample import Batched, Sample
-from jaxrl_llm.types import InputError
+from jaxrl_llm.types import InputError, Method
+
+
+class Reading(NamedTuple):
+  """How a kind of reward model is asked, and what its answer is worth."""
+
+  role: str
+  needs: tuple[str, ...]  # Sensors.
+  example: Callable[[Sample, str], Example]  # Of what is scored of a sample.
+  value: Callable  # (Outputs, batch) to [N].
 
 
 def learned(
-  *, run: str, after: str = '', missing: float = -1.0, batch: int = 16
+  *,
+  run: str,
+  after: str = '',
+  missing: float = -1.0,
+  batch: int = 16,
+  weights: str = '',
+  principle: str = '',
+  steps: str = '',
+  members: str = 'mean',
+  user: str = '',
 ) -> Batched:
   """The score of prompt and completion in that run's own encoding.
 
   What is too long for the reward model is cut, as in its training.
 
   Args:
-    run: the folder of a run of `bradley_terry`.
+    run: the folder of a run that trained a reward model.
     after: only what follows this string is scored; '' is all of the completion.
     missing: the score of a completion that ran out of room, or has nothing after
       `after`, or that the chat template refuses. A reward model has seen none of these
       and may pay them well; choose what is low on its scale.
     batch: completions at once.
+    weights: of a run of `regression`, 'helpfulness=0.7,verbosity=-0.1'.
+    principle: of a run of `rlbff`; '@name' is the record's extra['name'], which the
+      policy does not see.
+    steps: of a run of `prm`, a function of ops/step_scores.py. Lines are steps.
+    members: of a run of `ensemble`, a function of ops/ensembles.py.
+    user: of a run of `vpl`, a table of pairs that one user has chosen between, as many
+      as its training had in a row.
   """
-  model = restored.network(run, 'reward')
+  reading = make_reading(run, weights, principle, steps, members, user)
+  model = restored.network(run, reading.role)
   source = model.config.source
   encode = Encoder(
     chat.coder(model.tokenizer, pretrained.stop_ids(model.tokenizer)),
@@ -39,31 +70,120 @@ def learned(
     long_prompt='cut',
     bucket=-(-source.max_length // 4),
   )
-  see = forward.make_forward({'reward': model.decoder})
-  say = jax.jit(lambda params, rows: see({'reward': params}, {}, rows, ['score']).score)
+  see = forward.make_forward({reading.role: model.decoder})
+
+  params = {reading.role: model.params}
+  if 'own' in reading.needs:
+    params['own'] = restored.own(run, model)
+
+  @jax.jit
+  def say(params, rows):
+    return reading.value(see(params, {}, rows, reading.needs), rows)
 
   def score(samples) -> np.ndarray:
-    said = [readable(encode, s, after) for s in samples]
+    said = [readable(encode, reading, s, after) for s in samples]
     known = [i for i, example in enumerate(said) if example is not None]
     found = np.full(len(samples), missing, np.float64)
     for start in range(0, len(known), batch):
       turn = known[start : start + batch]
       rows = numbered(encode, said, turn, batch).batch
-      found[turn] = np.asarray(say(model.params, rows))[: len(turn), 0]
+      found[turn] = np.asarray(say(params, rows))[: len(turn)]
     return found
 
   return Batched(score)
 
 
-def readable(encode: Encoder, sample: Sample, after: str) -> Example | None:
-  """What is scored of a sample, or None."""
-  _, found, rest = sample.completion.rpartition(after) if after else ('', True, '')
-  text = rest if after else sample.completion
-  if sample.truncated or not found or not text.strip():
+def readable(encode: Encoder, reading: Reading, sample: Sample, after: str):
+  """What is scored of a sample as an Example, or None."""
+  text = extract.following(sample.completion, after)
+  if sample.truncated or not text.strip():
     return None
-  example = Example(sample.record.messages, (text.strip() if after else text,), (0.0,))
+  example = reading.example(sample, text.strip() if after else text)
   try:
     encode.read(example)
   except InputError:
     return None
   return example
+
+
+# ---- Kinds of reward models ----------------------------------------------------------
+
+
+def make_reading(
+  run: str, weights: str, principle: str, steps: str, members: str, user: str
+) -> Reading:
+  """The Reading of a run, from what its method reads and what is asked for."""
+  if principle:
+    return judged(principle)
+  config, method = restored.trained(run)
+  needs = method.needs
+  if method.serve:
+    return served(method, user)
+  if 'attributes' in needs:
+    return rated(config.method.attributes, weights)
+  if 'members' in needs:
+    join = build.function('jaxrl_llm.ops.ensembles', members, 'learned: members')
+    value = lambda out, rows: join(out.members[:, 0])
+    return Reading('ensemble', ('members',), plain, value)
+  if config.get('data', {}).get('kind', '').startswith('steps') and not steps:
+    raise InputError(
+      "learned: this run scored steps; give steps='least', or another function of "
+      'ops/step_scores.py.'
+    )
+  if steps:
+    join = build.function('jaxrl_llm.ops.step_scores', steps, 'learned: steps')
+    value = lambda out, rows: join(out.token_score, rows.mask)[:, 0]
+    return Reading('reward', ('token_score',), stepped, value)
+  return Reading('reward', ('score',), plain, lambda out, rows: out.score[:, 0])
+
+
+def served(method: Method, user: str) -> Reading:
+  """What a method itself says of a completion, to a user if one is asked for."""
+  value = lambda out, rows: method.serve(out)[:, 0]
+  if not user:
+    return Reading('reward', method.needs, plain, value)
+  known = [kinds.pairs(row) for row in tables.open_table(user)]
+
+  def example(sample: Sample, text: str) -> Example:
+    context = [(e.prompt, c) for e in known for c in e.completions]
+    rows = [(sample.record.messages, text)] * 2 + context
+    prompts, said = zip(*rows)
+    return Example(prompts[0], said, (0.0,) * len(said), prompts=prompts)
+
+  return Reading('reward', method.needs, example, value)
+
+
+def plain(sample: Sample, text: str) -> Example:
+  """The answer as it is."""
+  return Example(sample.record.messages, (text,), (0.0,))
+
+
+def stepped(sample: Sample, text: str) -> Example:
+  """The answer's lines as steps."""
+  lines = [line for line in text.splitlines() if line.strip()]
+  return Example(sample.record.messages, (chat.Steps(lines),), (0.0,))
+
+
+def judged(principle: str) -> Reading:
+  """The log odds of Yes, asked whether the answer keeps the principle."""
+
+  def example(sample: Sample, text: str) -> Example:
+    own = sample.record.extra
+    said = own.get(principle[1:]) if principle.startswith('@') else principle
+    if not said:
+      raise InputError(
+        f'learned: principle={principle!r}, and record {sample.record.id} has '
+        f'{sorted(own)} in its extra.'
+      )
+    whole = kinds.judged(sample.record.messages, text, said)
+    return Example(whole, kinds.VERDICTS, (1.0, 0.0))
+
+  value = lambda out, rows: sequences.margin(sequences.words(out.logp, rows.mask))
+  return Reading('policy', ('logp',), example, value)
+
+
+def rated(attributes: str, weights: str) -> Reading:
+  """The weighted sum of the attributes."""
+  w = ratings.weights(ratings.named(attributes), weights, 'learned: weights')
+  value = lambda out, rows: out.attributes[:, 0] @ w
+  return Reading('reward', ('attributes',), plain, value)

@@ -5,6 +5,7 @@ A character model of a few thousand parameters learns it from scratch.
 
 import random
 
+from jaxrl_llm.rewards import extract
 from jaxrl_llm.tasks import records
 from jaxrl_llm.tasks.records import Record, Task
 from jaxrl_llm.types import InputError
@@ -41,9 +42,8 @@ def letters(
     return Record(id, records.chat(text), text[-1], {})
 
   train, test = records.held_out(draw, name='letters', seed=seed, test_size=test_size)
-  rest = lambda text: text.rpartition(after)[2] if after in text else ''
-  said = rest if after else lambda text: text
-  return Task('letters', train, test, lambda text, record: share(said(text), record))
+  check = lambda text, record: share(extract.following(text, after), record)
+  return Task('letters', train, test, check)
 
 
 def share(text: str, record: Record) -> float:

@@ -4,16 +4,19 @@ import functools
 import hashlib
 import json
 import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
+from jaxrl_llm import build
 from jaxrl_llm.data import contamination as overlap
 from jaxrl_llm.data import kinds
 from jaxrl_llm.data.tables import located, open_table
 from jaxrl_llm.rewards import extract as extraction
 from jaxrl_llm.rewards import numbers
 from jaxrl_llm.rewards.numeric import gold
+from jaxrl_llm.rewards.sample import Batched, Sample
 from jaxrl_llm.tasks import records
 from jaxrl_llm.tasks.records import Record, Task
 from jaxrl_llm.types import InputError
@@ -31,6 +34,8 @@ def questions(
   suffix: str = '',
   limit: int = 0,
   contamination: int = 0,
+  verify: str = '',
+  keep: Sequence[str] = (),
 ) -> Task:
   """A row has a question and its numeric answer, or text that ends in '#### number'.
 
@@ -46,22 +51,28 @@ def questions(
     limit: test questions to use at most, the first ones; 0 is all.
     contamination: reports training questions that share this many words in a row with
       a test question; 0 does not look.
+    verify: a reward in [0, 1] that scores an answer, such as 'equal(by="math")' or
+      'constraints', in place of the number at `extract`. The reference may be any text
+      then: what follows '####' in it, else what stands in \\boxed, else all of it. With
+      answer='' there is none.
+    keep: further fields, for `verify` to find in the record's extra.
 
   Raises:
     InputError: names the file and line of what cannot be read.
   """
-  find, digest = extraction.by_name(extract), hashlib.sha256()
+  digest = hashlib.sha256()
+  check = verifier(verify) if verify else numeric(extraction.by_name(extract))
+  read_gold = reference_answer if verify else gold
 
   def record(row: dict[str, Any], number: int) -> Record:
     digest.update(json.dumps(row, sort_keys=True, default=str).encode())
-    reference = field(row, answer)
-    if isinstance(row.get(question), list):
-      asked = kinds.messages(row, question)
-      kinds.spoken(asked)
-    else:
-      asked = records.chat(field(row, question), system=system, suffix=suffix)
-    extra, right = {'reference': reference}, gold(reference)
-    return Record(number, asked, right, extra, {'solution': worked(reference, right)})
+    reference = field(row, answer) if answer or not verify else ''
+    asked = messages(row, question, system, suffix)
+    kept = {k: row[k] for k in keep if k in row}
+    extra, right = kept | {'reference': reference}, read_gold(reference)
+    known = numbers.parse(right) is not None  # What else says an answer is not known.
+    hints = {'solution': worked(reference, right)} if known else {}
+    return Record(number, asked, right, extra, hints)
 
   test = read(test_path, record)
   test = test[:limit] if limit else test
@@ -71,14 +82,45 @@ def questions(
     raise InputError(
       f'{train_path}: every question is also in {test_path}; give other questions.'
     )
-  check = lambda text, record: float(numbers.equal(record.answer, find(text)))
-  report = [f'{len(train)} questions to train on, {len(test)} held out.']
-  if contamination:
-    texts = lambda rows: map(records.question, rows)
-    report.append(overlap.report(texts(train), texts(test), contamination))
+  report = told(train, test, contamination)
   return Task(
     'questions', cycle(train, seed), tuple(test), check, digest.hexdigest(), report
   )
+
+
+def messages(row: dict[str, Any], name: str, system: str, suffix: str) -> list[dict]:
+  """A question as messages, which it may be already."""
+  if not isinstance(row.get(name), list):
+    return records.chat(field(row, name), system=system, suffix=suffix)
+  asked = kinds.messages(row, name)
+  kinds.spoken(asked)
+  return asked
+
+
+def numeric(find) -> Callable[[str, Record], float]:
+  """Whether the number that `find` finds is the answer."""
+  return lambda text, record: float(numbers.equal(record.answer, find(text)))
+
+
+def verifier(verify: str) -> Callable[[str, Record], float]:
+  """A reward that needs no more than text and record, as a task's check."""
+  options = build.spelled(verify, 'config.task.verify')
+  reward = build.made('jaxrl_llm.rewards', options, 'config.task.verify')
+  if isinstance(reward, Batched):
+    raise InputError(f'config.task.verify={verify!r} scores batches; name another.')
+
+  def check(text: str, record: Record) -> float:
+    return float(reward(Sample(records.question(record), text, 0, False, record)))
+
+  return check
+
+
+def reference_answer(reference: str) -> str:
+  """The answer in a reference text; see `verify`."""
+  for find in (extraction.hash_answer, extraction.boxed, extraction.whole):
+    if found := find(reference):
+      return found
+  return ''
 
 
 def worked(reference: str, answer: str, count: int = 4) -> list[str]:
@@ -134,3 +176,12 @@ def field(row: dict[str, Any], name: str) -> str:
   if not str(value).strip():
     raise InputError(f'field {name!r} is empty.')
   return str(value)
+
+
+def told(train: list[Record], test: list[Record], words: int) -> list[str]:
+  """How many questions there are, and which share `words` in a row."""
+  report = [f'{len(train)} questions to train on, {len(test)} held out.']
+  if words:
+    texts = lambda rows: map(records.question, rows)
+    report.append(overlap.report(texts(train), texts(test), words))
+  return report

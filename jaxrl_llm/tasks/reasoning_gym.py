@@ -10,7 +10,7 @@ from typing import Any
 
 from jaxrl_llm.rewards import expression
 from jaxrl_llm.rewards import extract as extraction
-from jaxrl_llm.tasks import records
+from jaxrl_llm.tasks import questions, records
 from jaxrl_llm.tasks.records import Record, Task
 from jaxrl_llm.types import InputError
 
@@ -48,7 +48,9 @@ def reasoning_gym(
 
   Many verifiers pay part of the score for an answer that contains the right one, or
   is near it; rewards/numeric.py and `checker(binary=True)` do not. The entry that
-  reasoning-gym made is the record's `extra`.
+  reasoning-gym made is the record's `extra`. Of all generators gsm_symbolic alone
+  tells how its answer is found: its records have hints (scaffold.py), in the category
+  of the solution. What others keep beside an answer is the answer again.
 
   Args:
     dataset: its name in reasoning-gym, such as 'chain_sum'.
@@ -70,7 +72,9 @@ def reasoning_gym(
   def draw(rng: random.Random, id: int) -> Record:
     entry = source[rng.randrange(size)]
     messages = records.chat(entry['question'], system=system, suffix=suffix)
-    return Record(id, messages, str(entry['answer']), entry)
+    answer, reasons = str(entry['answer']), entry['metadata'].get('answer_cot', '')
+    hints = questions.worked(reasons, answer) if reasons else []
+    return Record(id, messages, answer, entry, {'solution': hints} if hints else {})
 
   def check(text: str, record: Record) -> float:
     answer = find(text)

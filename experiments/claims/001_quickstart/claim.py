@@ -9,6 +9,7 @@ ARMS = {
   'seed2': [CONFIG, '--config.seed=2'],
   'no_kl_seed0': [CONFIG, '--config.seed=0', '--config.method.beta=0.0'],
 }
+METHODS = ('grpo',)
 HELD_OUT = ('eval/accuracy', 'eval/low', 'eval/high')
 CURVE = ('reward', 'kl_ref', 'length', *HELD_OUT)
 FIGURE = 'seed0'

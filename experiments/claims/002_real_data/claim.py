@@ -15,6 +15,7 @@ ARMS = {
     '--config.data.test_size=250',
   ],
 }
+METHODS = ('bradley_terry', 'dpo', 'sft', 'kto')
 HELD_OUT = tuple(
   f'eval/{name}' for name in ('loss', 'nll', 'accuracy', 'low', 'high', 'longer')
 )

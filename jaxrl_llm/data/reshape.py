@@ -1,0 +1,254 @@
+"""Rows of preferences as rows of another kind, thinned out, split, or made worse.
+
+Each function maps rows to rows, which the kinds of kinds.py read. A row with several
+scored completions is {prompt, completions, scores}, or with ranks, 0 the best, in the
+place of scores. Prompts are strings or messages. experiments/reshape.py runs these
+functions on tables.
+"""
+
+import hashlib
+import itertools
+import json
+import random
+import re
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from jaxrl_llm.data import kinds
+from jaxrl_llm.evaluate import accuracy
+from jaxrl_llm.types import InputError
+
+Row = dict[str, Any]
+SIDES = ('chosen', 'rejected')
+
+
+# ---- From scores to pairs, rankings and labels ---------------------------------------
+
+
+def pairs(rows: Iterable[Row], *, margin: float = 0.0, ends: bool = False):
+  """Kind 'pairs': all two whose scores differ by more than `margin`, with the margin.
+
+  Args:
+    ends: only the best and the worst of each row.
+  """
+  for row in rows:
+    ordered = scored(row)
+    found = itertools.combinations(ordered, 2)
+    for (one, best), (other, worst) in [(ordered[0], ordered[-1])] if ends else found:
+      if best - worst > margin and one != other:
+        both = {'chosen': one, 'rejected': other, 'margin': best - worst}
+        yield {'prompt': row['prompt'], **both}
+
+
+def rankings(rows: Iterable[Row], *, size: int = 0) -> Iterator[Row]:
+  """Kind 'rankings': completions with the best first, equal scores on one rank.
+
+  Args:
+    size: a table of rankings has lists of one length, so only the best so many, and
+      rows that have fewer are left out; 0 keeps each as long as it is.
+  """
+  for row in rows:
+    ordered = scored(row)
+    if len(ordered) < max(size, 2):
+      continue
+    ordered = ordered[: size or None]
+    steps = sorted({-score for _, score in ordered})
+    ranks = [steps.index(-score) for _, score in ordered]
+    yield {
+      'prompt': row['prompt'],
+      'completions': [text for text, _ in ordered],
+      'ranks': ranks,
+    }
+
+
+def labels(rows: Iterable[Row], *, threshold: float = 0.0) -> Iterator[Row]:
+  """Kind 'labels', for KTO: of pairs the chosen one is desirable and the rejected one
+  is not; of scored completions those above `threshold` are.
+  """
+  for row in rows:
+    if 'chosen' in row:
+      found = [(kinds.said(row, side), side == 'chosen') for side in SIDES]
+    else:
+      found = [(text, score > threshold) for text, score in scored(row)]
+    for text, label in found:
+      yield {'prompt': kinds.prompt(row), 'completion': text, 'label': label}
+
+
+def scored(row: Row) -> list[tuple[Any, float]]:
+  """A row's completions and scores, the best first; equal ones stay in order."""
+  texts, by = kinds.listed(row, 'completions'), 'ranks' if 'ranks' in row else 'scores'
+  given = kinds.listed(row, by)
+  if len(texts) != len(given):
+    raise InputError(
+      f'{len(texts)} completions and {len(given)} {by}; as many are due.'
+    )
+  sign = -1.0 if by == 'ranks' else 1.0
+  values = [sign * kinds.number({by: x}, by) for x in given]
+  kinds.prompt(row)
+  return sorted(zip(texts, values), key=lambda pair: -pair[1])
+
+
+# ---- Thinned out and split -----------------------------------------------------------
+
+
+def deduplicated(rows: Iterable[Row]) -> Iterator[Row]:
+  """Each row once: the first of those that are equal in all fields."""
+  seen = set()
+  for row in rows:
+    if (key := digest(row)) not in seen:
+      seen.add(key)
+      yield row
+
+
+def consistent(rows: Iterable[Row]) -> Iterator[Row]:
+  """Pairs without those that also come the other way round."""
+  found = [(row, digest(told(row)), digest(told(row, turned=True))) for row in rows]
+  there = {mine for _, mine, _ in found}
+  yield from (row for row, _, turned in found if turned not in there)
+
+
+def easy(rows: Iterable[Row], *, margin: float = -1.0) -> Iterator[Row]:
+  """Pairs that a reward model tells apart by more than `margin`; see `hard`."""
+  rows, gaps, limit = apart(rows, margin)
+  yield from (row for row, gap in zip(rows, gaps) if gap > limit)
+
+
+def hard(rows: Iterable[Row], *, margin: float = -1.0) -> Iterator[Row]:
+  """The other pairs. MPO (2024), https://arxiv.org/abs/2403.19443, learns the easy ones
+  by DPO, and then the hard ones' prompts by PPO, from that policy and against it.
+
+  Args:
+    margin: of the rows' field of that name. Below 0 is their median, which is ours: the
+      paper's threshold was not found. Experimental.
+  """
+  rows, gaps, limit = apart(rows, margin)
+  yield from (row for row, gap in zip(rows, gaps) if gap <= limit)
+
+
+def apart(rows: Iterable[Row], margin: float) -> tuple[list[Row], list[float], float]:
+  """Rows, their margins, and the one to split at."""
+  found = [(row, kinds.number(row, 'margin')) for row in rows]
+  gaps = [gap for _, gap in found]
+  limit = margin if margin >= 0 or not gaps else float(np.median(gaps))
+  return [row for row, _ in found], gaps, limit
+
+
+# ---- Made worse ----------------------------------------------------------------------
+
+
+def flipped(rows: Iterable[Row], *, share: float, seed: int = 0) -> Iterator[Row]:
+  """Pairs, `share` of them turned round, and labels said wrongly: noise that is known.
+
+  Which rows depends on `seed` and their place alone. They say so: 'flipped' is true.
+  """
+  check_share(share)
+  for i, row in enumerate(rows):
+    turn = random.Random(f'{seed}/{i}').random() < share
+    if 'label' in row:
+      new = {'label': row['label'] != turn}
+    else:
+      first, second = SIDES[::-1] if turn else SIDES
+      new = {'chosen': kinds.said(row, first), 'rejected': kinds.said(row, second)}
+    yield row | new | {'flipped': turn}
+
+
+def corrupted(
+  rows: Iterable[Row], *, share: float = 0.2, how: str = 'swap', seed: int = 0
+) -> Iterator[Row]:
+  """Kind 'pairs' of demonstrations or pairs: the rejected one is the good one, worse.
+
+  After POVID (2024), https://arxiv.org/abs/2402.11411, whose rejected answers are a
+  model's hallucinations and those of a noised image; both are out of reach here, and
+  these corruptions of the text are ours.
+
+  Args:
+    how: 'swap' puts words of other rows in the place of some, 'drop' leaves them out,
+      'digits' changes digits.
+    share: of the words, or digits; at least one changes, or the row is left out.
+  """
+  check_share(share)
+  if how not in CORRUPTIONS:
+    raise InputError(f'corrupted: how={how!r}; there are {sorted(CORRUPTIONS)}.')
+  rows = [(kinds.prompt(row), good(row)) for row in rows]
+  words = sorted({w for _, text in rows for w in text.split()})
+  for i, (prompt, text) in enumerate(rows):
+    rng = random.Random(f'{seed}/{i}')
+    worse = CORRUPTIONS[how](text, share, rng, words)
+    if worse.strip() and worse != text:
+      yield {'prompt': prompt, 'chosen': text, 'rejected': worse}
+
+
+def good(row: Row) -> str:
+  return kinds.text(row, 'chosen' if 'chosen' in row else 'completion')
+
+
+def swap(text: str, share: float, rng: random.Random, words: list[str]) -> str:
+  return changed(r'\S+', text, share, rng, lambda _: rng.choice(words))
+
+
+def drop(text: str, share: float, rng: random.Random, words: list[str]) -> str:
+  del words
+  return ' '.join(changed(r'\S+', text, share, rng, lambda _: '').split())
+
+
+def digits(text: str, share: float, rng: random.Random, words: list[str]) -> str:
+  del words
+  other = lambda m: rng.choice([d for d in '0123456789' if d != m.group()])
+  return changed('[0-9]', text, share, rng, other)
+
+
+CORRUPTIONS = {f.__name__: f for f in (swap, drop, digits)}
+
+
+def changed(
+  pattern: str, text: str, share: float, rng: random.Random, put: Callable
+) -> str:
+  """The text with `put` in the place of a share of the pattern's matches."""
+  count = len(re.findall(pattern, text))
+  some = {*rng.sample(range(count), min(max(round(share * count), 1), count))}
+  number = itertools.count()
+  return re.sub(pattern, lambda m: put(m) if next(number) in some else m.group(), text)
+
+
+def check_share(share: float) -> None:
+  if not 0 <= share <= 1:
+    raise InputError(f'share={share!r}; give a number from 0 to 1.')
+
+
+# ---- What a table says of itself -----------------------------------------------------
+
+
+def agreement(rows: Iterable[Row], others: Iterable[Row]) -> dict[str, float]:
+  """How often two tables prefer the same of the same two, with a 95 % Wilson interval.
+
+  Pairs that only one of the tables has do not count.
+  """
+  first, second = (
+    {digest(told(row)): row for row in table} for table in (rows, others)
+  )
+  same = sum(key in second for key in first)
+  turned = sum(digest(told(row, turned=True)) in second for row in first.values())
+  if not (count := same + turned):
+    raise InputError('agreement: the two tables compare no two completions in common.')
+  low, high = accuracy.wilson(same, count)
+  return {'pairs': count, 'agreement': same / count, 'low': low, 'high': high}
+
+
+def flip_rate(rows: Iterable[Row]) -> float:
+  """The share of pairs that stand in the table the other way round too."""
+  rows = list(rows)
+  return 1 - len(list(consistent(rows))) / max(len(rows), 1)
+
+
+def told(row: Row, *, turned: bool = False) -> list:
+  """A pair without what stands beside it, or the same two the other way round."""
+  first, second = SIDES[::-1] if turned else SIDES
+  return [row.get('prompt'), kinds.said(row, first), kinds.said(row, second)]
+
+
+def digest(value: Any) -> str:
+  """A short name for a value that JSON can hold."""
+  text = json.dumps(value, sort_keys=True, default=str)
+  return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

@@ -1,0 +1,23 @@
+"""Robust DPO (Chowdhury et al., 2024), https://arxiv.org/abs/2403.00409.
+
+  loss = E_pair[ (- (1 - flipped) log sigmoid(u) + flipped log sigmoid(-u))
+                 / (1 - 2 flipped) ]
+
+u is the margin of dpo. Differs from cdpo: the sign of the second term, and the divisor.
+Over labels of which a share is flipped, the loss is in the mean dpo's of the clean
+ones. It falls without bound as the margin grows, so on few data it wants an early end.
+"""
+
+import functools
+
+from jaxrl_llm.methods.dpo import dpo
+from jaxrl_llm.ops import pair_losses
+from jaxrl_llm.types import InputError, Method
+
+
+def robust_dpo(*, beta: float = 0.1, flipped: float = 0.1) -> Method:
+  """`flipped` is the share of wrong labels, below 1/2."""
+  if not 0 <= flipped < 0.5:
+    raise InputError(f'robust_dpo: flipped={flipped}; give 0 or more, and below 0.5.')
+  loss = functools.partial(pair_losses.robust, flipped=flipped)
+  return dpo(beta=beta, loss=loss)

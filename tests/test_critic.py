@@ -1,0 +1,25 @@
+"""A critic that starts as a reward model."""
+
+import jax
+import numpy as np
+import pytest
+import runs
+
+from jaxrl_llm import assemble, restored
+from jaxrl_llm.types import InputError
+
+
+def test_a_critic_starts_as_the_reward_model_of_a_run():
+  """All of its weights, and the head, which training has moved away from zero."""
+  folder = runs.finished('bradley_terry')
+  want = restored.network(str(folder), 'reward').params
+  state = assemble.assemble(runs.config('ppo', model=dict(critic=str(folder)))).state
+  jax.tree.map(np.testing.assert_array_equal, state.params['critic'], want)
+  assert abs(want['scores']).max() > 1e-3
+  low_rank = dict(lora=dict(rank=2), critic=str(folder))
+  with pytest.raises(InputError, match='adapters of the same base'):
+    assemble.assemble(runs.config('ppo', model=low_rank))
+  with pytest.raises(InputError, match='grpo trains'):
+    assemble.assemble(runs.config('grpo', model=dict(critic=str(folder))))
+  with pytest.raises(InputError, match=r'bradley_terry \(run\.json\)'):
+    assemble.assemble(runs.config('ppo', model=dict(critic='nowhere')))
