@@ -16,9 +16,9 @@ from jaxrl_llm import (
   rationing,
   replay,
   scaffold,
+  shapes,
   sharding,
   sources,
-  types,
 )
 from jaxrl_llm.data import chat, examples
 from jaxrl_llm.evaluate import held_out
@@ -28,7 +28,7 @@ from jaxrl_llm.rewards import combine, shaping
 from jaxrl_llm.rollout import draw, mixture, trees
 from jaxrl_llm.rollout.sampler import make_sampler
 from jaxrl_llm.rollout.stops import stop_strings
-from jaxrl_llm.types import Batch, InputError, Method, State
+from jaxrl_llm.types import InputError, Method, State
 
 # Columns of the sample table, which a reward part cannot be called.
 RESERVED = ('prompt', 'completion', 'reward', 'cost', 'step', 'split')
@@ -55,7 +55,7 @@ def questions(config, decoder, model, text, mesh) -> Feed:
   alone, priced = sampler(1, config.evaluation.batch), make_priced(config, task)
   task, apart = set_apart(task, config.get('safety', {}).get('size', 0))
   score = held_out.make_held_out(alone, text, task, options=cold, priced=priced)
-  feed = fed(config, model, mesh, task, source, score, told(config))
+  feed = fed(config, model, mesh, task, source, score, shapes.told(config))
   if not apart:
     return feed
   bound = {k: config.safety[k] for k in ('threshold', 'delta')}
@@ -89,39 +89,6 @@ def fed(config, model, mesh, task, source, score, extra) -> Feed:
   return feed._replace(source=sources.changed(feed.source, second), aux=aux)
 
 
-def told(config) -> dict[str, np.ndarray]:
-  """What a source of questions says beside the reward, as zeros."""
-  s = config.source
-  b, g, t = width(s), size(s), s.max_length
-  found = told_of_completions(config) | {
-    'accuracy': (s.get('accuracy'), (b, g)),
-    'answer': (s.get('answer'), (b, g, t)),
-    'step_end': (s.get('steps'), (b, g, t)),
-    'step_reward': (s.get('steps'), (b, g, t)),
-    'replayed': (s.get('replay'), (b,)),
-  }
-  zeros = {
-    k: np.zeros(shape, np.float32) for k, (there, shape) in found.items() if there
-  }
-  return zeros | {'question': np.zeros(b, np.int32)}
-
-
-def width(source) -> int:
-  """Groups of a batch, those that are replayed included."""
-  return source.prompts + source.get('replay', 0)
-
-
-def widest(source, extra) -> Batch:
-  """A batch of the widest rows that config.source makes, as zeros."""
-  shape = (width(source), size(source), source.max_length)
-  zeros = np.zeros(shape, np.float32)
-  prompts = np.zeros((len(zeros), source.max_prompt), np.int32)
-  length = np.full(len(zeros), source.max_prompt, np.int32)
-  full = np.full(shape[:2], source.max_length, np.int32)
-  batch = types.make_batch(prompts, length, zeros.astype(np.int32), full)
-  return batch.replace(reward=zeros[..., 0], behavior_logp=zeros, extra=extra)
-
-
 def with_replay(method: Method, config) -> Method:
   """The method, keeping what config.source.replay draws from (replay.py)."""
   s, u = config.source, config.plan
@@ -137,29 +104,20 @@ def with_replay(method: Method, config) -> Method:
       'config.source.replay: older parameters sampled what is replayed. Set '
       "config.plan.importance='token', or another, or config.plan.trust_sampler."
     )
-  extra = {k: x for k, x in told(config).items() if k not in ('answer', 'replayed')}
-  like = widest(s, extra)
-  return replay.remembered(method, like, size=s.replay_size, fresh=s.prompts)
-
-
-def told_of_completions(config) -> dict:
-  """What may be said beside the reward: whether config asks for it, and its shape."""
-  s = config.source
-  b, g = width(s), size(s)
-  return {
-    'greedy_reward': (s.get('greedy'), (b,)),
-    'anchor_reward': (s.get('anchor'), (b,)),
-    'cost': (config.get('costs'), (b, g)),
-    'feasible': (config.get('costs'), (b, g)),
-    'duel': (config.get('judge'), (b, g, g)),
+  extra = {
+    k: x for k, x in shapes.told(config).items() if k not in ('answer', 'replayed')
   }
+  like = shapes.widest(s, extra)
+  return replay.remembered(method, like, size=s.replay_size, fresh=s.prompts)
 
 
 def refuse_told(config, by: str) -> None:
   """Refuses what a source that is not on_policy's own would not fill in."""
   if config.source.get('tree', {}).get('share'):
     raise InputError(f'config.source: {by} grows no trees; set tree.share=().')
-  there = sorted(k for k, (asked, _) in told_of_completions(config).items() if asked)
+  there = sorted(
+    k for k, (asked, _) in shapes.told_of_completions(config).items() if asked
+  )
   if there:
     raise InputError(
       f'config.source: {by} does not say {there}; unset config.costs, config.judge, '
@@ -271,11 +229,6 @@ def picked(source: sources.Source, s) -> sources.Source:
   return sources.changed(source, lambda rows, *_: sources.trimmed(rows))
 
 
-def size(s) -> int:
-  """Completions of a group, as the method sees it."""
-  return 2 if s.get('pair') else s.group
-
-
 def part_name(config, option: str) -> str:
   """config.source's option that names a part of the reward, if it is set."""
   name = config.source.get(option, '')
@@ -306,7 +259,7 @@ def conversations(config, decoder, model, text, mesh) -> Feed:
   source = picked(source, s)
   score = held_out.make_episodes(partner(config.evaluation.batch), task, options=cold)
   parts = task.env.score(task.env.start(task.test[0])[1])[1]
-  shape = (s.prompts, size(s))
+  shape = (s.prompts, shapes.size(s))
   extra = {k: np.zeros(shape, np.float32) for k in parts}
   extra['turn'] = np.ones((*shape, s.max_length), np.int32)
   return fed(config, model, mesh, task, source, score, extra)

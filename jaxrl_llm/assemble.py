@@ -24,6 +24,7 @@ from jaxrl_llm import (
   reference,
   sections,
   selection,
+  shapes,
   sharding,
   sources,
   step,
@@ -201,7 +202,7 @@ def make_mesh(config) -> jax.sharding.Mesh:
       f'config.mesh={axes} does not fit {count} devices. The product of the three is '
       'at most that; one may be -1 and takes what is left.'
     ) from error
-  rows = asking.width(config.source)
+  rows = shapes.width(config.source)
   check_divides('config.source.prompts, with those replayed,', rows, mesh)
   return mesh
 
@@ -315,7 +316,7 @@ def specimen(config, feed: feeds.Feed, state: State) -> types.Batch:
   s, u = config.source, config.plan
   if 'data' in config:
     return feed.source(state, 0).batch
-  batch, rows = asking.widest(s, feed.extra), asking.width(s)
+  batch, rows = shapes.widest(s, feed.extra), shapes.width(s)
   order = np.zeros((rows, u.epochs), np.int32) if u.minibatches > 1 else None
   how = draw.options(1, max_length=1, **draw.truncation(s))
   return batch.replace(

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrl_llm.ops import extras
 from jaxrl_llm.ops import kl as kls
 from jaxrl_llm.ops import metrics as metrics_lib
 from jaxrl_llm.types import (
@@ -215,10 +216,9 @@ def kl_gate(coef: float, kl: Callable):
     short = 0.9 * state.extra['kl_short'] + 0.1 * apart
     rush = jnp.maximum(0.5, 2.0 / (jnp.sum(share * batch.old_entropy) + 0.1))
     price = 0.1 * 2.0 * coef * jnp.maximum(short - threshold, 0.0) * rush
-    told = {'kl_threshold': threshold, 'kl_price': price}
-    told = {k: jnp.full(len(batch.prompts), x) for k, x in told.items()}
     state = state.replace(extra=state.extra | {'kl_short': short})
-    return state, batch.replace(extra=batch.extra | told)
+    told = {'kl_threshold': threshold, 'kl_price': price}
+    return state, extras.carried(batch, told)
 
   def charged(out: Outputs, batch: Batch) -> tuple[Array, Metrics]:
     w, price = batch.weight, batch.extra['kl_price'][:, None, None]

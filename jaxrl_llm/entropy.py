@@ -10,7 +10,7 @@ the entropy is above. Here the mean is that of the step before, and c moves once
 
 import jax.numpy as jnp
 
-from jaxrl_llm.ops import metrics
+from jaxrl_llm.ops import extras, metrics
 from jaxrl_llm.types import InputError, Method
 
 
@@ -41,8 +41,7 @@ def with_entropy(
     if target:
       low = state.extra['entropy'] <= target
       now = jnp.where(low, state.extra['entropy_coef'], 0.0)
-    rows = jnp.full(len(batch.prompts), now)
-    return state, batch.replace(extra=batch.extra | {'entropy_coef': rows})
+    return state, extras.carried(batch, {'entropy_coef': now})
 
   def loss(out, batch):
     plain, found = method.loss(out, batch)

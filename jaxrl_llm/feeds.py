@@ -134,7 +134,8 @@ def unpadded(source: sources.Source, plan, mesh) -> sources.Source:
     raise InputError('config.plan: padding_free leaves nothing to pack; set pack=0.')
   if jax.process_count() > 1:
     raise InputError('config.plan: padding_free takes one process; unset it.')
-  room = functools.partial(packing.room, plan=plan, rows=sharding.shards(mesh))
+  parts = {k: plan[k] for k in ('minibatches', 'microbatches')}
+  room = functools.partial(packing.room, **parts, rows=sharding.shards(mesh))
   return sources.changed(source, lambda batch, *_: batch.replace(room=room(batch)))
 
 

@@ -161,9 +161,7 @@ class Seen(NamedTuple):
 
 def look(decoder: Decoder, params, batch: Batch) -> Seen:
   """Runs one network over a batch."""
-  run = padded
-  if batch.room or batch.layout:
-    run = unpadded if batch.room else packed
+  run = unpadded if batch.room else packed if batch.layout else padded
   return Seen(params, *run(decoder, params, batch), decoder.config.logit_cap)
 
 

@@ -97,17 +97,19 @@ def place(prompts, length, rows, height, width, positions, t) -> dict:
   return out | {'back': back}
 
 
-def room(batch: Batch, plan, *, rows: int = 1) -> Room:
+def room(
+  batch: Batch, *, minibatches: int = 1, microbatches: int = 1, rows: int = 1
+) -> Room:
   """What a batch of numpy arrays needs in any part that is computed at once.
 
   Args:
-    plan: has `minibatches` and `microbatches`, as config.plan; they divide the prompts.
+    minibatches, microbatches: as in config.plan; they divide the prompts.
     rows: into how many the batch is split over devices.
   """
   own = batch.row_prompt is not None
   prompts = batch.row_prompt_length.sum(1) if own else batch.prompt_length
   width = batch.row_prompt[0].size if own else batch.prompts.shape[1]
-  parts = {plan.microbatches, plan.minibatches * plan.microbatches}
+  parts = {microbatches, minibatches * microbatches}
   shuffled = [...] if batch.order is None else [..., *batch.order.T]
 
   def eighths(sizes, width):

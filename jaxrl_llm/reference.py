@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from jaxrl_llm import step
-from jaxrl_llm.data.examples import Data, Encoder, Example, numbered
+from jaxrl_llm.data.examples import Data, Encoder, Example, in_turns
 from jaxrl_llm.forward import Forward
 from jaxrl_llm.types import Batch, State
 
@@ -57,9 +57,7 @@ class Scores:
   def write(
     self, out: np.ndarray, state: State, examples: Sequence[Example], wanted
   ) -> None:
-    for start in range(0, len(wanted), self.batch):
-      turn = wanted[start : start + self.batch]
-      batch = numbered(self.encode, examples, turn, self.batch).batch
+    for turn, batch in in_turns(self.encode, examples, wanted, self.batch):
       logp = np.asarray(self.logp(state, self.place(batch)))
       inside = np.arange(logp.shape[-1]) < batch.length[..., None]
       found = np.where(inside, logp, 0.0)[: len(turn)]

@@ -110,9 +110,6 @@ def test_every_sensor_and_its_gradient(config, own):
   close(both(params(), laid), both(params(), batch))
 
 
-PLAN = config_dict.ConfigDict({'minibatches': 1, 'microbatches': 1})
-
-
 @pytest.mark.parametrize(
   ('config', 'own', 'rows'),
   [(CONFIG, True, 1), (WINDOWED, False, 2)],
@@ -122,7 +119,7 @@ def test_without_padding(config, own, rows):
   """Every sensor and its gradient, in fewer slots."""
   see, batch = network(config), example(own)
   both = jax.jit(jax.grad(functools.partial(weighted, see), has_aux=True))
-  room = packing.room(batch, PLAN, rows=rows)
+  room = packing.room(batch, rows=rows)
   assert room.completions < 8
   close(both(params(), batch.replace(room=room)), both(params(), batch))
 
@@ -173,9 +170,8 @@ def test_an_update(name):
 def test_an_update_without_padding():
   """Two minibatches in an order of the host's, each in two pieces."""
   batch = example().replace(order=np.array([[2], [0], [3], [1]], np.int32))
-  plan = config_dict.ConfigDict({'minibatches': 2, 'microbatches': 2})
-  laid = batch.replace(room=packing.room(batch, plan))
   parts = dict(minibatches=2, microbatches=2)
+  laid = batch.replace(room=packing.room(batch, **parts))
   close(updated('ppo', laid, **parts), updated('ppo', batch, **parts))
 
 
@@ -191,7 +187,7 @@ def test_logits_of_all_tokens_never_exist(layout):
   if layout == 'packed':
     batch = packing.pack(batch, 2 * t + 4)
   if layout == 'room':
-    batch = batch.replace(room=packing.room(batch, PLAN))
+    batch = batch.replace(room=packing.room(batch))
   zero, tx = jnp.int32(0), optax.sgd(1.0)
   make = lambda: {'policy': Decoder(config).init(jax.random.key(0), *TINY)['params']}
   state = jax.eval_shape(
@@ -221,10 +217,9 @@ def test_room_by_hand():
     *(np.zeros((2, 4), np.int32), np.array([1, 4], np.int32)),
     *(np.zeros((2, 2, 8), np.int32), np.array([[3, 1], [8, 5]], np.int32)),
   )
-  assert packing.room(batch, PLAN) == (1, 5, 5)
-  assert packing.room(batch, PLAN, rows=2) == (2, 8, 7)
-  pieces = config_dict.ConfigDict({'minibatches': 1, 'microbatches': 2})
-  assert packing.room(batch, pieces) == (1, 8, 7)
+  assert packing.room(batch) == (1, 5, 5)
+  assert packing.room(batch, rows=2) == (2, 8, 7)
+  assert packing.room(batch, microbatches=2) == (1, 8, 7)
 
 
 def test_rows_by_hand():

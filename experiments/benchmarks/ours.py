@@ -8,7 +8,6 @@ import jax
 import numpy as np
 import optax
 from lines import say
-from ml_collections import config_dict
 
 from jaxrl_llm import (
   build,
@@ -23,8 +22,6 @@ from jaxrl_llm import (
 from jaxrl_llm.models import pretrained
 from jaxrl_llm.models.decoder import Decoder
 from jaxrl_llm.rollout import draw, sampler
-
-WHOLE = config_dict.ConfigDict({'minibatches': 1, 'microbatches': 1})
 
 
 def main(kind: str, folder: str, steps: int) -> None:
@@ -64,7 +61,7 @@ def on_policy(work, i: int, state, draws):
   reward = np.isin(rollout.tokens, work['digits']).sum(-1) / 10
   batch = sources.to_batch(prompts, length, rollout, reward, truncated=False)
   batch = sources.trimmed(batch)
-  return batch.replace(room=packing.room(batch, WHOLE))
+  return batch.replace(room=packing.room(batch))
 
 
 def stored(work, i: int, state, draws):

@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -217,6 +217,15 @@ def numbered(
   rows.valid[len(index) :] = 0.0
   ids = [*index, *[len(examples)] * short]
   return Encoded(rows.replace(prompt_id=np.array(ids, np.int32)), dropped, cut)
+
+
+def in_turns(
+  encode: Encoder, examples: Sequence[Example], index: Sequence[int], batch: int
+) -> Iterator[tuple[Sequence[int], Batch]]:
+  """The examples `index`, so many at once: which they are, and their batch."""
+  for start in range(0, len(index), batch):
+    turn = index[start : start + batch]
+    yield turn, numbered(encode, examples, turn, batch).batch
 
 
 def boundaries(coder: Coder, examples: Sequence[Example]) -> list[str]:

@@ -13,7 +13,7 @@ The paper's weights for prompts that the two classes do not share are left out.
 import jax.numpy as jnp
 
 from jaxrl_llm.methods.dpo import log_ratio
-from jaxrl_llm.ops import metrics, pair_losses
+from jaxrl_llm.ops import extras, metrics, pair_losses
 from jaxrl_llm.types import Method
 
 CLASSES = {'good': ('reward_chosen', 1), 'bad': ('reward_rejected', -1)}
@@ -24,8 +24,7 @@ def bco(*, beta: float = 0.01) -> Method:
   fitted = log_ratio(beta)
 
   def prepare(state, batch):
-    delta = jnp.full(len(batch.reward), between(state.extra))
-    return state, batch.replace(extra=batch.extra | {'delta': delta})
+    return state, extras.carried(batch, {'delta': between(state.extra)})
 
   def measure(out, batch):
     w = batch.seq_weight

@@ -13,8 +13,6 @@ lambda (as in safe_rlhf) and in c' alike; the official code mixes two. Its runni
 baseline is left out. Defaults are the official code's.
 """
 
-import jax.numpy as jnp
-
 from jaxrl_llm import controllers
 from jaxrl_llm.methods.rloo import rloo
 from jaxrl_llm.ops import advantages, costs, extras, metrics
@@ -53,8 +51,7 @@ def hc_rlhf(
     cost = extras.read(batch, 'cost', 'hc_rlhf')
     state, found = moved(state, cost, batch.valid)
     paid = found.multiplier * costs.inflated(cost, found.mean, found.std, kappa)
-    rows = jnp.full(len(batch.prompts), found.multiplier)
-    batch = batch.replace(extra=batch.extra | {'multiplier': rows})
+    batch = extras.carried(batch, {'multiplier': found.multiplier})
     reward = batch.reward
     state, batch = plain.prepare(state, batch.replace(reward=reward - paid))
     return state, batch.replace(reward=reward)

@@ -11,7 +11,7 @@ all completions of the minibatch; the paper's data are trajectories of control.
 import jax
 import jax.numpy as jnp
 
-from jaxrl_llm.ops import metrics, ratings, sequences
+from jaxrl_llm.ops import extras, metrics, ratings, sequences
 from jaxrl_llm.types import Method
 
 
@@ -25,8 +25,8 @@ def heron(*, factors: str = 'correct,format,length', delta: float = 0.5) -> Meth
     side = ratings.lexical(rating, there, delta)
     w = batch.prompt_weight
     share = jnp.sum(w * jnp.abs(side)) / jnp.maximum(jnp.sum(w), 1e-6)
-    rows = {'side': side, 'decided_share': jnp.full(len(side), share)}
-    return batch.replace(extra=batch.extra | rows)
+    batch = batch.replace(extra=batch.extra | {'side': side})
+    return extras.carried(batch, {'decided_share': share})
 
   def loss(out, batch):
     side, share = batch.extra['side'], batch.extra['decided_share']

@@ -12,7 +12,7 @@ rows instead.
 import jax
 import jax.numpy as jnp
 
-from jaxrl_llm.ops import metrics, sequences
+from jaxrl_llm.ops import extras, metrics, sequences
 from jaxrl_llm.types import InputError, Method
 
 
@@ -35,7 +35,7 @@ def kto(
     out, rows = (out.aux, batch.aux) if mismatched else (out, batch)
     rho = sequences.seq_sum(out.logp - out.ref_logp, rows.mask)
     z0 = jnp.maximum(jnp.sum(rows.seq_weight * rho), 0.0)
-    return batch.replace(extra=batch.extra | {'z0': jnp.full(len(rho), z0)})
+    return extras.carried(batch, {'z0': z0})
 
   def loss(out, batch):
     z0 = batch.extra['z0'][:, None]

@@ -16,7 +16,7 @@ first two.
 import jax
 import jax.numpy as jnp
 
-from jaxrl_llm.ops import metrics, ratings
+from jaxrl_llm.ops import extras, metrics, ratings
 from jaxrl_llm.types import Method
 
 
@@ -39,7 +39,7 @@ def multitask_ratings(
     p = ratings.scaled(out.score, low, span)
     bounds = ratings.boundaries(p, rating - lowest, there, classes)
     batch = ratings.measured(batch, rated[..., None])
-    return ratings.carried(batch, {'low': low, 'span': span, 'bounds': bounds})
+    return extras.carried(batch, {'low': low, 'span': span, 'bounds': bounds})
 
   def loss(out, batch):
     rating, rated = levels(batch)

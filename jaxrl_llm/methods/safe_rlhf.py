@@ -55,8 +55,8 @@ def safe_rlhf(
     price, cost_target = of(end(cost) + beta * paid, batch.old_cost_value)
     adv = (gain - found.multiplier * price) / (1.0 + found.multiplier)
     adv = advantages.whiten(adv, batch.mask) if whiten else adv
-    rows = jnp.full(len(batch.prompts), found.multiplier)
-    extra = batch.extra | {'cost_target': cost_target, 'multiplier': rows}
+    batch = extras.carried(batch, {'multiplier': found.multiplier})
+    extra = batch.extra | {'cost_target': cost_target}
     return state, batch.replace(advantage=adv, target=target, extra=extra)
 
   loss = make_loss(clip, value_clip, value_coef, beta)

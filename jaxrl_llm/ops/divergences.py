@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 
+from jaxrl_llm.ops import extras
 from jaxrl_llm.types import Array, Batch
 
 
@@ -25,5 +26,4 @@ def jsd(logp: Array, logq: Array, beta: Array) -> Array:
 
 def asked(batch: Batch, beta: float) -> Batch:
   """The batch that asks the sensors of divergences for jsd at `beta`."""
-  share = jnp.full(len(batch.prompts), beta, jnp.float32)
-  return batch.replace(extra=batch.extra | {'jsd_beta': share})
+  return extras.carried(batch, {'jsd_beta': jnp.float32(beta)})

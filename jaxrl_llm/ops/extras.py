@@ -30,6 +30,12 @@ def read(batch: Batch, name: str, method: str) -> Array:
   return jnp.where(batch.valid > 0, found, 0.0) if found.ndim > 1 else found
 
 
+def carried(batch: Batch, numbers: dict[str, Array]) -> Batch:
+  """The batch with these of the whole minibatch in every row of its extra."""
+  rows = {k: jnp.stack([x] * len(batch.prompts)) for k, x in numbers.items()}
+  return batch.replace(extra=batch.extra | rows)
+
+
 def calibrated(batch: Batch, anchor: str, method: str) -> BG:
   """sigmoid(R - R'), R' the reward of the prompt's answer or of a greedy completion.
 

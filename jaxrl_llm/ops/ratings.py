@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 
+from jaxrl_llm.ops import extras
 from jaxrl_llm.types import Array, Batch, InputError
 
 
@@ -53,13 +54,7 @@ def measured(batch: Batch, rated: Array) -> Batch:
   """The batch with how many ratings a row has, the mean over the whole minibatch."""
   w = batch.seq_weight
   share = jnp.sum(w[..., None] * rated) / jnp.maximum(jnp.sum(w), 1e-6)
-  return carried(batch, {'rated_share': share})
-
-
-def carried(batch: Batch, numbers: dict[str, Array]) -> Batch:
-  """The batch with these of the whole minibatch in every row of its extra."""
-  rows = {k: jnp.stack([x] * len(batch.prompts)) for k, x in numbers.items()}
-  return batch.replace(extra=batch.extra | rows)
+  return extras.carried(batch, {'rated_share': share})
 
 
 def scaled(score: Array, low: Array, span: Array) -> Array:

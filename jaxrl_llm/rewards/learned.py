@@ -12,10 +12,9 @@ import numpy as np
 
 from jaxrl_llm import build, forward, restored
 from jaxrl_llm.data import chat, kinds, tables
-from jaxrl_llm.data.examples import Encoder, Example, numbered
-from jaxrl_llm.models import pretrained
+from jaxrl_llm.data.examples import Encoder, Example, in_turns
 from jaxrl_llm.ops import ratings, sequences
-from jaxrl_llm.rewards import extract
+from jaxrl_llm.rewards import coding, extract
 from jaxrl_llm.rewards.sample import Batched, Sample
 from jaxrl_llm.types import InputError, Method
 
@@ -63,12 +62,8 @@ def learned(
   reading = make_reading(run, weights, principle, steps, members, user)
   model = restored.network(run, reading.role)
   source = model.config.source
-  encode = Encoder(
-    chat.coder(model.tokenizer, pretrained.stop_ids(model.tokenizer)),
-    max_prompt=source.max_prompt,
-    max_length=source.max_length,
-    long_prompt='cut',
-    bucket=-(-source.max_length // 4),
+  encode = coding.encoder(
+    model.tokenizer, max_prompt=source.max_prompt, max_length=source.max_length
   )
   see = forward.make_forward({reading.role: model.decoder})
 
@@ -84,9 +79,7 @@ def learned(
     said = [readable(encode, reading, s, after) for s in samples]
     known = [i for i, example in enumerate(said) if example is not None]
     found = np.full(len(samples), missing, np.float64)
-    for start in range(0, len(known), batch):
-      turn = known[start : start + batch]
-      rows = numbered(encode, said, turn, batch).batch
+    for turn, rows in in_turns(encode, said, known, batch):
       found[turn] = np.asarray(say(params, rows))[: len(turn)]
     return found
 

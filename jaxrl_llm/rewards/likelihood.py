@@ -6,10 +6,10 @@ import jax
 import numpy as np
 
 from jaxrl_llm import forward
-from jaxrl_llm.data import chat
-from jaxrl_llm.data.examples import Encoder, Example, numbered
+from jaxrl_llm.data.examples import Example, in_turns
 from jaxrl_llm.models import pretrained
 from jaxrl_llm.models.decoder import Decoder
+from jaxrl_llm.rewards import coding
 from jaxrl_llm.rewards.sample import Batched, Sample
 
 
@@ -28,22 +28,14 @@ def likelihood(
     batch: completions at once.
   """
   found = pretrained.load(model)
-  encode = Encoder(
-    chat.coder(found.tokenizer, pretrained.stop_ids(found.tokenizer)),
-    max_prompt=max_prompt,
-    max_length=max_length,
-    long_prompt='cut',
-    bucket=-(-max_length // 4),
-  )
+  encode = coding.encoder(found.tokenizer, max_prompt=max_prompt, max_length=max_length)
   see, params = forward.make_forward({'policy': Decoder(found.config)}), found.params()
   say = jax.jit(lambda tree, rows: see({'policy': tree}, {}, rows, ['logp']).logp)
 
   def score(samples: list[Sample]) -> np.ndarray:
     said = [Example(s.record.messages, (s.completion,), (0.0,)) for s in samples]
     sums = np.zeros(len(said))
-    for start in range(0, len(said), batch):
-      turn = range(start, min(start + batch, len(said)))
-      rows = numbered(encode, said, turn, batch).batch
+    for turn, rows in in_turns(encode, said, range(len(said)), batch):
       mask = np.asarray(rows.mask * rows.valid[..., None])[: len(turn), 0]
       nats = np.where(mask > 0, np.asarray(say(params, rows))[: len(turn), 0], 0)
       sums[turn] = nats.sum(-1) / (1 if total else np.maximum(mask.sum(-1), 1))
