@@ -23,25 +23,31 @@ from jaxrl_llm.models import pretrained
 from jaxrl_llm.models.decoder import Decoder
 from jaxrl_llm.rollout import draw, sampler
 
+# A method's options, and how many completions of a prompt are one group.
+WORK = {'grpo': ({'beta': 0.04}, 8), 'dpo': ({'beta': 0.1}, 2), 'sft': ({}, 1)}
+
 
 def main(kind: str, folder: str, steps: int) -> None:
   work = np.load(Path(folder) / 'work.npz')
   model, mesh = pretrained.load(f'{folder}/model'), sharding.make_mesh()
   decoder = Decoder(model.config, spread=sharding.constrain(mesh))
   see = forward.make_forward({'policy': decoder, 'ref': decoder})
-  method = build.method(kind, beta=0.04 if kind == 'grpo' else 0.1)
+  given, group = WORK[kind]
+  method = build.method(kind, **given)
   tx = optax.adamw(1e-6, weight_decay=0.0)
-  roles = {'params': {'policy'}, 'frozen': {'ref'}}
+  roles = forward.roles(method.needs)
   state = initial.state(model, roles, tx, mesh, method, lora=None, seed=0)
   update_step = step.make_update_step(
     see, tx, method, constrain=sharding.constrain(mesh)
   )
   update = sharding.compile_step(update_step, state, mesh)
-  draws = sampler.make_sampler(decoder, group=8, max_length=64)
-  draw_batch = on_policy if kind == 'grpo' else stored
+  draws = sampler.make_sampler(decoder, group=group, max_length=64)
   for i in range(steps):
     start = time.perf_counter()
-    batch = draw_batch(work, i, state, draws)
+    if kind == 'grpo':
+      batch = on_policy(work, i, state, draws)
+    else:
+      batch = stored(work, i, group)
     drawn = time.perf_counter()
     state, metrics = update(state, sharding.put_batch(batch, mesh))
     metrics = {k: float(v) for k, v in jax.device_get(metrics).items()}
@@ -64,14 +70,12 @@ def on_policy(work, i: int, state, draws):
   return batch.replace(room=packing.room(batch))
 
 
-def stored(work, i: int, state, draws):
-  """Eight pairs."""
-  del state, draws
-  rows = slice(8 * i, 8 * i + 8)
-  length = np.full((8, 2), work['pairs'].shape[-1], np.int32)
-  batch = types.make_batch(
-    work['prompts'][rows], work['length'][rows], work['pairs'][rows], length
-  )
+def stored(work, i: int, group: int):
+  """Eight pairs, or their sixteen completions each alone."""
+  rows = np.repeat(np.arange(8 * i, 8 * i + 8), 2 // group)
+  said = work['pairs'][8 * i : 8 * i + 8].reshape(len(rows), group, 64)
+  length = np.full(said.shape[:2], 64, np.int32)
+  batch = types.make_batch(work['prompts'][rows], work['length'][rows], said, length)
   return sources.trimmed(batch)
 
 

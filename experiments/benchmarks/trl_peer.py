@@ -8,7 +8,14 @@ import torch
 from datasets import Dataset
 from lines import say
 from transformers import AutoTokenizer, TrainerCallback
-from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer
+from trl import (
+  DPOConfig,
+  DPOTrainer,
+  GRPOConfig,
+  GRPOTrainer,
+  SFTConfig,
+  SFTTrainer,
+)
 
 SAME = dict(
   use_cpu=True,
@@ -30,7 +37,7 @@ def main(kind: str, folder: str, steps: int) -> None:
   work = np.load(f'{folder}/work.npz')
   tokenizer = AutoTokenizer.from_pretrained(f'{folder}/model')
   common = SAME | {'output_dir': f'{folder}/trl', 'max_steps': steps}
-  make = grpo if kind == 'grpo' else dpo
+  make = {'grpo': grpo, 'dpo': dpo, 'sft': sft}[kind]
   trainer = make(f'{folder}/model', tokenizer, work, common)
   trainer.add_callback(Clock())
   trainer.train()
@@ -48,7 +55,7 @@ class Clock(TrainerCallback):
       return
     rollout = SPENT.get('rollout', 0.0)
     said = {'step': self.spent, 'rollout': rollout, 'update': self.spent - rollout}
-    # 32 completions of this mean length, or 8 pairs of 64 and 64.
+    # 32 completions of this mean length, or 16 of 64.
     tokens = int(32 * logs.get('completions/mean_length', 32))
     say(**said, loss=logs['loss'], tokens=tokens)
 
@@ -92,13 +99,6 @@ def grpo(path, tokenizer, work, common):
 def dpo(path, tokenizer, work, common):
   """Eight pairs of given token ids."""
 
-  class Given(DPOTrainer):
-    def _prepare_dataset(self, dataset, *args, **kwargs):
-      return dataset
-
-    def _get_train_sampler(self, *args, **kwargs):
-      return torch.utils.data.SequentialSampler(self.train_dataset)
-
   rows = [
     {
       'prompt': 'x',
@@ -118,12 +118,46 @@ def dpo(path, tokenizer, work, common):
     max_length=None,
     model_init_kwargs=dict(dtype='float32'),
   )
-  return Given(
+  return given(DPOTrainer)(
     model=path,
     args=config,
     train_dataset=Dataset.from_list(rows),
     processing_class=tokenizer,
   )
+
+
+def sft(path, tokenizer, work, common):
+  """The completions of the eight pairs, each alone."""
+  rows = []
+  for i in range(8 * common['max_steps']):
+    asked = work['prompts'][i][: work['length'][i]].tolist()
+    for said in work['pairs'][i].tolist():
+      rows.append({'input_ids': asked + said, 'labels': [-100] * len(asked) + said})
+  config = SFTConfig(
+    **common,
+    per_device_train_batch_size=16,
+    max_length=None,
+    model_init_kwargs=dict(dtype='float32'),
+  )
+  return given(SFTTrainer)(
+    model=path,
+    args=config,
+    train_dataset=Dataset.from_list(rows),
+    processing_class=tokenizer,
+  )
+
+
+def given(trainer):
+  """A trainer that takes token ids as they are, in order."""
+
+  class Given(trainer):
+    def _prepare_dataset(self, dataset, *args, **kwargs):
+      return dataset
+
+    def _get_train_sampler(self, *args, **kwargs):
+      return torch.utils.data.SequentialSampler(self.train_dataset)
+
+  return Given
 
 
 if __name__ == '__main__':

@@ -19,6 +19,7 @@ from tunix.models.llama3 import params as llama_params
 from tunix.rl import rl_cluster
 from tunix.rl.grpo import grpo_learner
 from tunix.rl.rollout import base_rollout
+from tunix.sft import peft_trainer, utils
 from tunix.sft.dpo import dpo_trainer
 
 CONFIG = llama.ModelConfig(
@@ -44,31 +45,15 @@ def main(kind: str, folder: str, steps: int) -> None:
   load = lambda: llama_params.create_model_from_safe_tensors(
     f'{folder}/model', CONFIG, mesh, jnp.float32
   )
-  (grpo if kind == 'grpo' else dpo)(work, folder, steps, mesh, load)
+  {'grpo': grpo, 'dpo': dpo, 'sft': sft}[kind](work, folder, steps, mesh, load)
 
 
 def dpo(work, folder, steps, mesh, load) -> None:
   """Eight pairs of given token ids."""
 
-  class Timed(dpo_trainer.DPOTrainer):
-    def _prepare_inputs(self, x):
-      self.start = time.perf_counter()
-      return super()._prepare_inputs(x)
-
-    def _post_process_train_step(self, aux):
-      super()._post_process_train_step(aux)
-      jax.block_until_ready(nnx.state(self.model, nnx.Param))
-      spent = time.perf_counter() - self.start
-      # It hands on the mean margin, so small here that the mean loss is its loss.
-      loss = float(np.log1p(np.exp(-float(aux['rewards/margin']))))
-      say(step=spent, rollout=0.0, update=spent, loss=loss, tokens=1024)
-
   def batch(i):
     rows = slice(8 * i, 8 * i + 8)
-    length, width = work['length'][rows], work['prompts'].shape[1]
-    ids, mask = np.zeros((8, width), np.int32), np.zeros((8, width), np.int32)
-    for r, n in enumerate(length):
-      ids[r, width - n :], mask[r, width - n :] = work['prompts'][rows][r, :n], 1
+    ids, mask = asked(work, rows)
     said, one = work['pairs'][rows], jnp.ones((8, 64), jnp.int32)
     return dpo_trainer.TrainingInput(
       prompt_ids=jnp.array(ids),
@@ -79,8 +64,10 @@ def dpo(work, folder, steps, mesh, load) -> None:
       rejected_mask=one,
     )
 
+  # It hands on the mean margin, so small here that the mean loss is its loss.
+  loss = lambda aux: float(np.log1p(np.exp(-float(aux['rewards/margin']))))
   with mesh:
-    trainer = Timed(
+    trainer = timed(dpo_trainer.DPOTrainer, loss)(
       load(),
       load(),
       optax.adamw(1e-6, weight_decay=0.0),
@@ -89,6 +76,68 @@ def dpo(work, folder, steps, mesh, load) -> None:
       ),
     )
     trainer.train([batch(i) for i in range(steps)])
+
+
+def sft(work, folder, steps, mesh, load) -> None:
+  """The completions of the eight pairs, each alone."""
+
+  def batch(i):
+    rows = slice(8 * i, 8 * i + 8)
+    ids, mask = (np.repeat(x, 2, 0) for x in asked(work, rows))
+    said = work['pairs'][rows].reshape(16, 64)
+    return peft_trainer.TrainingInput(
+      input_tokens=np.concatenate([ids, said], 1),
+      input_mask=np.concatenate([mask, np.ones_like(said)], 1),
+    )
+
+  def inputs(x):
+    learned = jnp.arange(x.input_mask.shape[1]) >= x.input_mask.shape[1] - 64
+    return {
+      'input_tokens': x.input_tokens,
+      'input_mask': x.input_mask * learned,
+      'positions': utils.build_positions_from_mask(x.input_mask),
+      'attention_mask': utils.make_causal_attn_mask(x.input_mask),
+    }
+
+  def both(model, input_tokens, input_mask, positions, attention_mask):
+    given = input_tokens, input_mask, positions, attention_mask
+    loss = peft_trainer._default_loss_fn(model, *given)
+    return loss, {'loss': loss}
+
+  with mesh:
+    trainer = timed(peft_trainer.PeftTrainer, lambda aux: float(aux['loss']))(
+      load(),
+      optax.adamw(1e-6, weight_decay=0.0),
+      peft_trainer.TrainingConfig(eval_every_n_steps=10**9, max_steps=steps),
+    )
+    trainer = trainer.with_gen_model_input_fn(inputs).with_loss_fn(both, has_aux=True)
+    trainer.train([batch(i) for i in range(steps)])
+
+
+def asked(work, rows) -> tuple[np.ndarray, np.ndarray]:
+  """Prompts with their padding before them, and where they are."""
+  length, width = work['length'][rows], work['prompts'].shape[1]
+  ids, mask = np.zeros((8, width), np.int32), np.zeros((8, width), np.int32)
+  for r, n in enumerate(length):
+    ids[r, width - n :], mask[r, width - n :] = work['prompts'][rows][r, :n], 1
+  return ids, mask
+
+
+def timed(trainer, loss):
+  """The trainer, saying what a step took and its `loss(aux)`."""
+
+  class Timed(trainer):
+    def _prepare_inputs(self, x):
+      self.start = time.perf_counter()
+      return super()._prepare_inputs(x)
+
+    def _post_process_train_step(self, aux):
+      super()._post_process_train_step(aux)
+      jax.block_until_ready(nnx.state(self.model, nnx.Param))
+      spent = time.perf_counter() - self.start
+      say(step=spent, rollout=0.0, update=spent, loss=loss(aux), tokens=1024)
+
+  return Timed
 
 
 def grpo(work, folder, steps, mesh, load) -> None:

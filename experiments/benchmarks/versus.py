@@ -33,7 +33,7 @@ def main() -> None:
   )
   parser.add_argument('--peer', choices=PEERS, required=True)
   parser.add_argument('--python', required=True, help="the peer's interpreter")
-  parser.add_argument('--work', choices=('grpo', 'dpo'), required=True)
+  parser.add_argument('--work', choices=('grpo', 'dpo', 'sft'), required=True)
   parser.add_argument('--rounds', type=int, default=2)
   parser.add_argument('--steps', type=int, default=4)
   parser.add_argument('--folder', type=Path, default=Path('runs/benchmarks'))
@@ -110,7 +110,7 @@ def report(found, options) -> None:
   middle = lambda steps: statistics.median(s['step'] for s in steps)
   ratios = [middle(t) / middle(o) for o, t in zip(ours, theirs)]
   print(f'{peer} / ours, round by round: {", ".join(f"{r:.2f}" for r in ratios)}')
-  if options.work == 'dpo':  # With grpo each learns from completions of its own.
+  if options.work != 'grpo':  # With grpo each learns from completions of its own.
     gaps = [abs(a['loss'] - b['loss']) for a, b in zip(ours[0], theirs[0])]
     print(f'largest difference of the losses: {max(gaps):.1e}')
 
