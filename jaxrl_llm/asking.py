@@ -54,7 +54,8 @@ def questions(config, decoder, model, text, mesh) -> Feed:
   source = shaped(source, config, ask)
   alone, priced = sampler(1, config.evaluation.batch), make_priced(config, task)
   task, apart = set_apart(task, config.get('safety', {}).get('size', 0))
-  score = held_out.make_held_out(alone, text, task, options=cold, priced=priced)
+  known = dict(options=cold, priced=priced, reward=reward)
+  score = held_out.make_held_out(alone, text, task, **known)
   feed = fed(config, model, mesh, task, source, score, shapes.told(config))
   if not apart:
     return feed

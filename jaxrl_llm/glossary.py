@@ -94,6 +94,7 @@ GLOSSARY: dict[str, str] = {
   'eval/cut': 'Held-out completions cut to the room they have.',
   'eval/longer': 'Share of held-out pairs whose chosen completion is the longer one.',
   'eval/score': 'Mean held-out score, partial credit included.',
+  'eval/reward': 'Mean reward of held-out answers, where the task cannot check them.',
   'eval/length': 'Mean length of a held-out answer, in tokens.',
   'eval/turns': "The policy's turns in a held-out episode, mean.",
   'eval/episode/': "Mean over held-out episodes of a part of the environment's score.",

@@ -74,6 +74,16 @@ ROWS = [
     (ASK, (SAY, NO), (1.0, 0.0)),
   ),
   (
+    'pairs',
+    {'prompt': ASK, 'chosen': ASK + SAY, 'rejected': ASK + NO},
+    (ASK, (SAY, NO), (1.0, 0.0)),
+  ),
+  (
+    'pairs',
+    {'prompt': 'q', 'chosen': SAY, 'rejected': NO},
+    (ASK, (SAY, NO), (1.0, 0.0)),
+  ),
+  (
     'hh',
     {
       'chosen': '\n\nHuman: q\n\nAssistant: yes',
@@ -186,6 +196,14 @@ def test_every_kind_has_a_row():
   ('kind', 'row', 'words'),
   [
     ('pairs', {'prompt': 'q', 'chosen': 'a', 'rejected': 'a'}, 'are the same'),
+    ('pairs', {'prompt': 'q', 'chosen': 'z', 'rejected': 'z '}, 'are the same'),
+    ('pairs', {'prompt': 'q', 'chosen': SAY, 'rejected': 'b'}, 'a string and a list'),
+    (
+      'pairs',
+      {'prompt': 'other', 'chosen': ASK + SAY, 'rejected': ASK + NO},
+      "'prompt' is not what",
+    ),
+    ('demonstrations', {'text': 'once', 'completion': 'a'}, 'keep one'),
     ('pairs', {'prompt': 'q', 'chosen': ' ', 'rejected': 'a'}, "'chosen' is empty"),
     ('pairs', {'prompt': 'q', 'chosen': 3, 'rejected': 'a'}, "'chosen' is of type int"),
     ('pairs', {'prompt': 'q', 'chosen': 'a'}, "'rejected' is missing .*chosen, prompt"),
@@ -267,7 +285,7 @@ def test_tfds_without_tensorflow(tmp_path):
 @pytest.mark.parametrize(
   ('content', 'words'),
   [
-    (lines(THREE) + b'{"prompt": \n', r'line 4: no JSON'),
+    (lines(THREE) + b'{"prompt": \n', r'line 4: no JSON: Expecting value, column 11'),
     (lines(THREE) + b'[1]\n', 'line 4: list in place of an object'),
     (lines(THREE) + b'\xff\n', 'line 4: not UTF-8 at byte 0'),
     (
@@ -358,6 +376,54 @@ def test_plain_text_is_held_out_and_compared_by_itself(tmp_path):
   assert contamination.report(['+ = ?', '...'], ['???'], 3).startswith('0 training')
 
 
+@pytest.mark.parametrize('form', ['array_record', 'parquet'])
+def test_a_dataset_of_another_s_own_builder(tmp_path, form):
+  """Texts as bytes, numpy's numbers and arrays, messages as an object of lists."""
+  tfds = pytest.importorskip('tensorflow_datasets')
+  row = {'prompt': 'q\u00e9', 'ranks': [1, 0], 'label': True, 'margin': 2.5}
+  row |= {'completions': ['a', 'b'], 'messages': ASK + SAY}
+  text = tfds.features.Text()
+  features = tfds.features.FeaturesDict(
+    {
+      'prompt': text,
+      'label': np.bool_,
+      'margin': np.float32,
+      'completions': tfds.features.Sequence(text),
+      'ranks': tfds.features.Sequence(np.int64),
+      'messages': tfds.features.Sequence({'role': text, 'content': text}),
+    }
+  )
+
+  class Native(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    VERSION = tfds.core.Version('1.0.0')
+
+    def _info(self):
+      return tfds.core.DatasetInfo(builder=self, features=features)
+
+    def _split_generators(self, dl_manager):
+      return {'train': [(0, row)]}
+
+    def _generate_examples(self, rows):
+      yield from rows
+
+  builder = Native(data_dir=str(tmp_path), file_format=form)
+  builder.download_and_prepare()
+  table = tables.open_table(f'tfds:{builder.data_dir}:train')
+  assert table[0] == row
+  assert KINDS['rankings'](table[0]).completions == ['b', 'a']
+  with pytest.raises(InputError, match=r"no split 'dev'; there are \['train'\]"):
+    tables.open_table(f'tfds:{builder.data_dir}:dev[:3]')
+
+
+def test_what_save_to_disk_wrote(tmp_path):
+  datasets = pytest.importorskip('datasets')
+  rows = datasets.Dataset.from_list(THREE)
+  rows.save_to_disk(tmp_path / 'one')
+  datasets.DatasetDict({'dev': rows}).save_to_disk(tmp_path / 'split')
+  for path in (f'hf:{tmp_path}/one', f'hf:{tmp_path}/split:dev'):
+    assert [*tables.open_table(path)] == THREE
+
+
 @pytest.mark.parametrize(
   ('path', 'words'),
   [
@@ -431,6 +497,10 @@ def test_options(path):
     load(path)
   with pytest.raises(InputError, match=r"kind='pear'.*Did you mean 'pairs'"):
     files(path=path, kind='pear', test_size=1)
+  with pytest.raises(InputError, match=r"\['promtp'\] is no field of kind"):
+    files(
+      path=path, kind='demonstrations', columns=f'promtp=question,{TEXT}', test_size=1
+    )
   with pytest.raises(InputError, match=r"line 1: no field 'title'"):
     files(path=path, columns={'prompt': 'title'}, test_size=1)
 
@@ -579,6 +649,7 @@ def test_a_mixture(tmp_path):
     ({}, 'config.data.parts is empty'),
     ({'a': {'path': 'x'}}, r'parts\.a has no name'),
     ({'a': {'name': 'letters', 'weight': 0}}, r'parts\.a\.weight=0'),
+    ({'a': {'name': 'letters', 'weight': 'x'}}, r"parts\.a\.weight='x'"),
     ({'a': {'name': 'leters'}}, "Did you mean 'letters'"),
     ({'a': {'name': 'letters', 'sise': 3}}, "Did you mean 'size'"),
   ],
@@ -647,6 +718,22 @@ def killed(c, folder, monkeypatch):
     patch.setattr(train, 'one_step', step)
     with pytest.raises(KeyboardInterrupt):
       train.main(c, folder)
+
+
+def test_a_run_on_prompts_alone(tmp_path):
+  """TRL's prompt-only format: the run's own reward is what is measured."""
+  for name, asked in (('train', 'abc'), ('test', 'de')):
+    rows = [{'prompt': [turn(x)]} for x in asked]
+    (tmp_path / f'{name}.jsonl').write_bytes(lines(rows))
+  paths = {f'{k}_path': f'{tmp_path}/{k}.jsonl' for k in ('train', 'test')}
+  c = runs.config(steps=1)
+  c.task = dict(name='questions', question='prompt', answer='', seed=0, **paths)
+  held = train.main(c, str(tmp_path / 'run'))
+  assert 0 <= held['eval/reward'] <= 2
+  assert 'eval/accuracy' not in held
+  c.rewards = dict(right=dict(name='checker'))
+  with pytest.raises(InputError, match='no answers to check'):
+    train.main(c, str(tmp_path / 'other'))
 
 
 def test_changed_data_is_refused_at_resume(tmp_path, monkeypatch):

@@ -46,7 +46,8 @@ def files(
   Raises:
     InputError: names file and line of the first row that does not fit.
   """
-  for name, value in (('test_size', test_size), ('limit', limit)):
+  counts = {'test_size': test_size, 'limit': limit, 'contamination': contamination}
+  for name, value in counts.items():
     if value < 0:
       raise InputError(f'config.data.{name}={value}; give 0 or more.')
   read = reader(converter(kind), named(columns), as_chat)
@@ -102,13 +103,41 @@ def reader(convert, columns: dict, as_chat: bool) -> Callable[[dict], Example]:
       raise InputError(f'no field {missing[0]!r}; there are {", ".join(sorted(row))}.')
     taken = {our: row[theirs] for our, theirs in columns.items()}
     others = {k: v for k, v in row.items() if k not in columns.values()}
-    example = check(called(convert, others | taken))
+    row = Looked(others | taken)
+    example = check(called(convert, row))
+    if convert in KINDS.values() and (unread := columns.keys() - row.seen):
+      raise InputError(
+        f'config.data.columns: {sorted(unread)} is no field of kind '
+        f'{convert.__name__!r}, which looks for {sorted(row.seen)}.'
+      )
+    if as_chat and example.prompt == '':
+      raise InputError("config.data.as_chat: 'text' has no prompt; unset it.")
     if as_chat and isinstance(example.prompt, str):
       asked = [{'role': 'user', 'content': example.prompt}]
       return example._replace(prompt=asked)
     return example
 
   return read
+
+
+class Looked(dict):
+  """A row that remembers which fields were looked for."""
+
+  def __init__(self, row: dict):
+    super().__init__(row)
+    self.seen: set[str] = set()
+
+  def __getitem__(self, key):
+    self.seen.add(key)
+    return super().__getitem__(key)
+
+  def __contains__(self, key) -> bool:
+    self.seen.add(key)
+    return super().__contains__(key)
+
+  def get(self, key, default=None):
+    self.seen.add(key)
+    return super().get(key, default)
 
 
 def called(convert, row: dict) -> Example:
@@ -202,6 +231,6 @@ def held_out(keys: np.ndarray, size: int) -> np.ndarray:
   if last >= len(distinct) - 1:
     raise InputError(
       f'config.data.test_size={size} would hold out every prompt; there are '
-      f'{len(distinct)} in {len(keys)} rows.'
+      f'{len(distinct)} in {len(keys)} rows. Make it smaller, or give test_path.'
     )
   return keys <= distinct[last]

@@ -17,6 +17,11 @@ VERDICTS = ('Yes', 'No')  # Of principles, in this order.
 
 def demonstrations(row: Row) -> Example:
   """{prompt, completion}; {messages}, whose assistant turns are learned; {text}."""
+  forms = [k for k in ('messages', 'text', 'completion') if row.get(k) is not None]
+  if len(forms) > 1:
+    raise InputError(
+      f'{forms} are each a demonstration of their own; keep one of them.'
+    )
   if 'messages' in row:
     whole = messages(row, 'messages')
     first = next((i for i, m in enumerate(whole) if m['role'] == 'assistant'), None)
@@ -33,28 +38,49 @@ def demonstrations(row: Row) -> Example:
 
 def pairs(row: Row) -> Example:
   """{prompt, chosen, rejected}; {chosen, rejected} that begin with one prompt, even
-  where a string beside them repeats it. `margin` is kept; with `tie` true neither is
+  where a 'prompt' beside them repeats it. `margin` is kept; with `tie` true neither is
   the better one.
   """
   chosen, rejected = said(row, 'chosen'), said(row, 'rejected')
-  if chosen == rejected:
+  if isinstance(chosen, list) != isinstance(rejected, list):
+    raise InputError("'chosen' and 'rejected' are a string and a list of messages.")
+  if stripped(chosen) == stripped(rejected):
     raise InputError("'chosen' and 'rejected' are the same.")
-  told = isinstance(row.get('prompt'), str) and isinstance(chosen, list)
-  if told or (row.get('prompt') is None and row.get('messages') is None):
-    shared = common(chosen, rejected)
-    chosen, rejected = chosen[len(shared) :], rejected[len(shared) :]
-    asked: Prompt = shared
-    if not (shared and chosen and rejected):
-      raise InputError(
-        "'chosen' and 'rejected' begin with no common prompt, or one has nothing after "
-        "it; give 'prompt'."
-      )
-  else:
-    asked = prompt(row)
+  asked, chosen, rejected = answered(row, chosen, rejected)
   extra = {'margin': number(row, 'margin')} if row.get('margin') is not None else {}
   extra |= {'tie': float(bool(row['tie']))} if 'tie' in row else {}
   reward = (0.5, 0.5) if row.get('tie') else (1.0, 0.0)
   return Example(asked, (chosen, rejected), reward, extra)
+
+
+def answered(row: Row, chosen, rejected) -> tuple[Prompt, Any, Any]:
+  """The prompt of a pair, and what follows it on either side."""
+  given = None
+  if row.get('prompt') is not None or row.get('messages') is not None:
+    given = prompt(row)
+    if isinstance(given, str) and isinstance(chosen, list):
+      given = [{'role': 'user', 'content': given}]
+    if not (isinstance(chosen, list) and chosen[0]['role'] in ('system', 'user')):
+      return given, chosen, rejected
+  shared = common(chosen, rejected)
+  if not (shared and len(shared) < min(len(chosen), len(rejected))):
+    raise InputError(
+      "'chosen' and 'rejected' begin with no common prompt, or one has nothing after "
+      "it; give 'prompt'."
+    )
+  if given and not all(m in stripped(shared) for m in stripped(given)):
+    raise InputError(
+      "'prompt' is not what 'chosen' and 'rejected' begin with; leave it out, or give "
+      'answers alone.'
+    )
+  return shared, chosen[len(shared) :], rejected[len(shared) :]
+
+
+def stripped(words: str | Messages) -> Any:
+  """Without the space around texts, which a template may leave out."""
+  if isinstance(words, str):
+    return words.strip()
+  return [m | {'content': str(m.get('content') or '').strip()} for m in words]
 
 
 def user_pairs(row: Row) -> Example:
@@ -319,8 +345,6 @@ def common(a, b):
   """The longest common beginning: of messages whole ones, of text without its last
   space, which belongs to the words after it.
   """
-  if isinstance(a, list) != isinstance(b, list):
-    raise InputError("'chosen' and 'rejected' are a string and a list of messages.")
   differs = (i for i, (x, y) in enumerate(zip(a, b)) if x != y)
   shared = a[: next(differs, min(len(a), len(b)))]
   if isinstance(shared, str) and shared.endswith(' '):

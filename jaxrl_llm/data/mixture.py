@@ -20,9 +20,9 @@ def mixture(*, parts: dict) -> Data:
   found, weights = {}, {}
   for key, options in parts.items():
     options, where = dict(options), f'config.data.parts.{key}'
-    weights[key] = float(options.pop('weight', 1.0))
-    if not weights[key] > 0:
-      raise InputError(f'{where}.weight={weights[key]}; a positive number is due.')
+    weights[key] = options.pop('weight', 1.0)
+    if not isinstance(weights[key], (int, float)) or not weights[key] > 0:
+      raise InputError(f'{where}.weight={weights[key]!r}; a positive number is due.')
     if 'name' not in options:
       raise InputError(f'{where} has no name; give the name of a data set.')
     found[key] = build.made('jaxrl_llm.data', options, where)

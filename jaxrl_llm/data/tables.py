@@ -66,6 +66,8 @@ class Rows(Sequence):
     row = self.rows[int(index)]
     if isinstance(row, dict) and row.keys() == {'json'}:  # See prepare.py.
       row = json.loads(row['json'])
+    elif isinstance(row, dict):
+      row = {k: plain(x) for k, x in row.items()}
     if not isinstance(row, dict):
       raise InputError(
         f'{self.where(index)}: {type(row).__name__} in place of an object.'
@@ -74,6 +76,28 @@ class Rows(Sequence):
 
   def where(self, index: int) -> str:
     return f'{self.name}, row {index}'
+
+
+def plain(value: Any) -> Any:
+  """What tfds and `datasets` give as what JSON would: numbers, text, lists, objects.
+
+  An object of lists of one length is their way to write a list of objects.
+  """
+  if isinstance(value, bytes):
+    with contextlib.suppress(UnicodeDecodeError):
+      value = value.decode()
+    return value
+  if isinstance(value, (np.ndarray, np.generic)):
+    return plain(value.tolist())
+  if isinstance(value, (list, tuple)):
+    return [plain(x) for x in value]
+  if isinstance(value, dict):
+    found = {k: plain(x) for k, x in value.items()}
+    sizes = {len(x) if isinstance(x, list) else -1 for x in found.values()}
+    if len(sizes) == 1 and -1 not in sizes:
+      return [dict(zip(found, row)) for row in zip(*found.values())]
+    return found
+  return value
 
 
 def said(error: Exception) -> str:
@@ -102,10 +126,14 @@ def unpacked(path: str):
 def parse(line: bytes, where: str) -> dict[str, Any]:
   """A line's JSON object."""
   try:
-    row = json.loads(line.decode('utf-8-sig'))
+    row = json.loads(line.decode('utf-8-sig').rstrip())
   except UnicodeDecodeError as error:
     raise InputError(
       f'{where}: not UTF-8 at byte {error.start}; save it as UTF-8.'
+    ) from error
+  except json.JSONDecodeError as error:
+    raise InputError(
+      f'{where}: no JSON: {error.msg}, column {error.pos + 1}.'
     ) from error
   except (ValueError, RecursionError) as error:
     raise InputError(f'{where}: no JSON: {error}.') from error
@@ -135,13 +163,15 @@ def open_table(path: str) -> Sequence:
     return Rows(load(name, split or 'train', third), path)
   if kind == 'python' and '.' in rest:
     return Rows(made(build.attribute('', rest, path), path), path)
-  if path.endswith(('.jsonl', '.jsonl.gz')):
+  path = os.path.expanduser(path)
+  ending = path.lower()
+  if ending.endswith(('.jsonl', '.jsonl.gz')):
     return JsonLines(path)
   if not pathlib.Path(path).exists():
     raise InputError(f'{path}: there is no such file.')
-  if path.endswith('.json'):
+  if ending.endswith('.json'):
     return Rows(json_list(path), path)
-  if path.endswith('.parquet'):
+  if ending.endswith('.parquet'):
     return Rows(Parquet(path), path)
   raise InputError(
     f'{path}: of no known kind; give .jsonl, .jsonl.gz, .json, .parquet, tfds:NAME, '
@@ -199,7 +229,12 @@ def from_tfds(name: str, split: str, data_dir: str) -> Sequence:
       if pathlib.Path(name).is_dir()
       else tfds.builder(name, data_dir=data_dir or None)
     )
+    if (base := re.split(r'[\[+]', split)[0]) not in builder.info.splits:
+      there = sorted(builder.info.splits)
+      raise InputError(f'tfds:{name} has no split {base!r}; there are {there}.')
     return builder.as_data_source(split)
+  except InputError:
+    raise
   except Exception as error:  # tfds raises many kinds, and ImportError for TensorFlow.
     raise InputError(
       f'tfds:{name} ({split}) does not open without TensorFlow: {error}. Prepare it '
@@ -215,6 +250,11 @@ def from_hub(name: str, split: str, config: str) -> Sequence:
   except ImportError as error:
     raise InputError('hf: needs the datasets package: pip install datasets.') from error
   try:
+    saved = pathlib.Path(name)
+    if (saved / 'dataset_dict.json').exists():
+      return datasets.load_from_disk(name)[split]
+    if (saved / 'state.json').exists():  # As `save_to_disk` writes.
+      return datasets.load_from_disk(name)
     return datasets.load_dataset(name, config or None, split=split)
   except Exception as error:  # datasets raises many kinds.
     raise InputError(f'hf:{name} ({split}) does not load: {error}') from error

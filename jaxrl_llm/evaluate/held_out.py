@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxrl_llm import beside, episodes, sources
 from jaxrl_llm.evaluate import accuracy, safety
+from jaxrl_llm.rewards import combine
 from jaxrl_llm.sources import Text, pad, table, to_samples
 from jaxrl_llm.tasks.records import Record, Task
 
@@ -29,6 +30,7 @@ def make_held_out(
   *,
   options,
   priced: beside.Tell = beside.nothing,
+  reward: combine.Scorer | None = None,
 ):
   """Returns `evaluate(params) -> Held`.
 
@@ -38,15 +40,21 @@ def make_held_out(
     task: its `test` records and `check`.
     options: of so many questions, greedy (rollout.draw.options).
     priced: says what the answers cost (beside.costs).
+    reward: what answers are worth where the task cannot check them.
   """
   answer = answering(sample, text, task.test, options)
 
   def evaluate(params) -> Held:
     rows = answer(params, jax.random.key(0))
-    scores = np.array([task.check(r.completion, r.record) for r in rows])
     cost = priced(rows, (len(rows), 1))
     told = {f'eval/{name}': x for name, x in cost.metrics.items()}
-    return Held(metrics(scores, rows) | told, table(rows, scores, cost.columns))
+    if task.check is None:
+      scores = reward(rows)[0]
+      told |= {'eval/reward': float(scores.mean()), 'eval/length': tokens(rows)}
+    else:
+      scores = np.array([task.check(r.completion, r.record) for r in rows])
+      told |= metrics(scores, rows)
+    return Held(told, table(rows, scores, cost.columns))
 
   return evaluate
 
@@ -123,5 +131,10 @@ def metrics(scores: np.ndarray, rows: Sequence) -> dict[str, float]:
     'eval/score': float(scores.mean()),
     'eval/low': low,
     'eval/high': high,
-    'eval/length': float(np.mean([r.tokens for r in rows])),
+    'eval/length': tokens(rows),
   }
+
+
+def tokens(rows: Sequence) -> float:
+  """The mean length of an answer."""
+  return float(np.mean([r.tokens for r in rows]))

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from jaxrl_llm import build
 from jaxrl_llm.rewards import expression
-from jaxrl_llm.tasks.records import Env, Record, Task
+from jaxrl_llm.tasks.records import Env, Record, Task, checked
 
 OPEN, CLOSE = '<calc>', '</calc>'
 HINT = f' To compute, write for example {OPEN}2 * (3 + 4){CLOSE} and wait.'
@@ -29,6 +29,7 @@ def calculator(*, of: dict[str, Any], hint: str = HINT) -> Task:
   config.source.stop_strings=('</calc>',).
   """
   task = build.made('jaxrl_llm.tasks', of, 'config.task.of')
+  check = checked(task)
 
   def start(record: Record):
     *rest, last = record.messages
@@ -36,7 +37,7 @@ def calculator(*, of: dict[str, Any], hint: str = HINT) -> Task:
 
   def step(desk: Desk, said: str) -> tuple[Desk, str | None]:
     if (asked := call(said)) is None:
-      return desk._replace(score=float(task.check(said, desk.record))), None
+      return desk._replace(score=float(check(said, desk.record))), None
     found = expression.evaluate(asked)
     reply = 'error' if found is None else str(found[0])
     return desk._replace(calls=desk.calls + 1), reply

@@ -53,8 +53,9 @@ def questions(
       a test question; 0 does not look.
     verify: a reward in [0, 1] that scores an answer, such as 'equal(by="math")' or
       'constraints', in place of the number at `extract`. The reference may be any text
-      then: what follows '####' in it, else what stands in \\boxed, else all of it. With
-      answer='' there is none.
+      then: what follows '####' in it, else what stands in \\boxed, else all of it.
+    answer='' is of prompts alone: without `verify` the run's own rewards are what is
+      measured on held-out ones.
     keep: further fields, for `verify` to find in the record's extra.
 
   Raises:
@@ -62,14 +63,16 @@ def questions(
   """
   digest = hashlib.sha256()
   check = verifier(verify) if verify else numeric(extraction.by_name(extract))
+  check = check if answer or verify else None
   read_gold = reference_answer if verify else gold
 
   def record(row: dict[str, Any], number: int) -> Record:
     digest.update(json.dumps(row, sort_keys=True, default=str).encode())
-    reference = field(row, answer) if answer or not verify else ''
+    reference = field(row, answer) if answer else ''
     asked = messages(row, question, system, suffix)
     kept = {k: row[k] for k in keep if k in row}
-    extra, right = kept | {'reference': reference}, read_gold(reference)
+    right = read_gold(reference) if check else ''
+    extra = kept | {'reference': reference}
     known = numbers.parse(right) is not None  # What else says an answer is not known.
     hints = {'solution': worked(reference, right)} if known else {}
     return Record(number, asked, right, extra, hints)

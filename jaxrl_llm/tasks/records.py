@@ -34,13 +34,14 @@ class Task(NamedTuple):
 
   `train` maps an index (from 0, without end) to a record, always the same one. No
   question of `test` is a question of `train`. `check` maps a completion's text and its
-  record to a score in [0, 1]; it never raises and its time is bounded.
+  record to a score in [0, 1]; it never raises and its time is bounded. None is of
+  prompts without answers: the run's rewards are what is measured.
   """
 
   name: str
   train: Callable[[int], Record]
   test: tuple[Record, ...]
-  check: Callable[[str, Record], float]
+  check: Callable[[str, Record], float] | None
   digest: str = ''  # Of every row that was read; a resumed run must find the same.
   report: Sequence[str] = ()  # Lines to say before training.
   env: Env | None = None  # Where an answer takes several turns (episodes.py).
@@ -53,6 +54,16 @@ def chat(question: str, *, system: str = '', suffix: str = '') -> list[dict[str,
   """Messages that ask `question + suffix`, after a system message if there is one."""
   user = {'role': 'user', 'content': question + suffix}
   return [{'role': 'system', 'content': system}, user] if system else [user]
+
+
+def checked(task: Task) -> Callable[[str, Record], float]:
+  """The task's check; its lack is an InputError."""
+  if task.check is None:
+    raise InputError(
+      f'task {task.name}: its prompts have no answers to check. Name their field with '
+      "config.task.answer, or give a reward that needs none, such as 'learned'."
+    )
+  return task.check
 
 
 def question(record: Record) -> str:

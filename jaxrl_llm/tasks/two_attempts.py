@@ -6,7 +6,7 @@ After the first attempt the policy hears, whatever it said, that there may be an
 from typing import Any
 
 from jaxrl_llm import build
-from jaxrl_llm.tasks.records import Env, Record, Task
+from jaxrl_llm.tasks.records import Env, Record, Task, checked
 
 PROMPT = 'There may be an error in the answer above. Look for it, and answer once more.'
 
@@ -19,13 +19,14 @@ def two_attempts(*, of: dict[str, Any], prompt: str = PROMPT) -> Task:
   wholly right.
   """
   task = build.made('jaxrl_llm.tasks', of, 'config.task.of')
+  check = checked(task)
 
   def start(record: Record):
     return record.messages, (record, ())
 
   def step(state, said: str):
     record, scores = state
-    scores = (*scores, float(task.check(said, record)))
+    scores = (*scores, float(check(said, record)))
     return (record, scores), prompt if len(scores) == 1 else None
 
   def score(state) -> tuple[float, dict[str, float]]:
