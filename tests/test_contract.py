@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import test_embeddings
 import toy
 
 from jaxrl_llm import build, packing, sharding
@@ -444,6 +445,7 @@ def check_armo_slope():
 
 BY_HAND = {'cispo': check_cispo_slope, 'wpo': check_wpo_slope}
 BY_HAND['armo'] = check_armo_slope
+BY_HAND['t_reg'] = test_embeddings.test_t_reg_by_hand
 # They detach a part of their loss, which then is no slope; these variants detach none.
 DETACHED = {
   'a_lol': {'variant': 'kl'},

@@ -5,9 +5,9 @@
   loss = E[ mean_t w_t l_t ],  w_t = n c_t / sum_t c_t
 
 Differs from sft: the past that a token follows is partly the model's own, and an early
-token carries the loss of what follows. e is the embedding, through which e' has no
-gradient; the official code keeps a copy of it. As there, w_t has a gradient; whether the
-paper's has one is not known. mix=0 and discount=0, where w_t is 1, is sft with seq_mean.
+token carries the loss of what follows. e is the embedding, to which e' has no gradient;
+the official code keeps a copy of it. As there, w_t has a gradient; whether the paper's
+has one is not known. With mix=0 and discount=0, where w_t is 1, it is sft by seq_mean.
 """
 
 import jax.numpy as jnp

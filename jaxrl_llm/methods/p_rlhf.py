@@ -4,10 +4,11 @@
   loss = alpha l(x, u) + (1 - alpha) l(x, anybody)
   l = E_pair[ - log sigmoid(s_chosen - s_rejected) ]
 
-Differs from bradley_terry: the scores are a user's, and half of the loss is of nobody in
-particular (o = 0), which serves who is not known. Differs from vpl: a user has a number
-and was there in training. The paper trains a policy so, by dpo with beta 0.5; this is
-the same recipe for a reward model. Where users start is our choice (ops/users.py).
+Differs from bradley_terry: the scores are a user's, and half of the loss is of nobody
+in particular (o = 0), which serves who is not known. Differs from vpl: a user has a
+number and was there in training. The paper trains a policy so, by dpo with beta 0.5;
+this is the same recipe for a reward model. Where users start is our choice
+(ops/users.py).
 """
 
 import jax

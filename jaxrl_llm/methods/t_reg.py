@@ -1,12 +1,13 @@
 """T-REG (2024), https://arxiv.org/abs/2412.02685: token rewards beside dpo.
 
   c_t = sigmoid(log ref(y_t | x_better, y_<t) - log ref(y_t | x_worse, y_<t)) - 1/2
-  loss = E_pair[ dpo - alpha sg(sigmoid(-m)) sum_{chosen, rejected} sum_t beta c_t log pi ]
+  gain = sum over both completions and their tokens of beta c_t log pi(y_t)
+  loss = E_pair[ - log sigmoid(m) - alpha sg(sigmoid(-m)) gain ],  m dpo's margin
 
-m is dpo's margin. x_better and x_worse ask for a better and a worse answer to x, so that
-the reference itself says which tokens make an answer good (kind contrastive_pairs).
-Differs from dpo: the second term; where both prompts are one, c_t is 0 and so is it.
-Experimental: from sources about the paper; its words of the prompts were not found, and
+x_better and x_worse ask for a better and a worse answer to x, so that the reference
+itself says which tokens make an answer good (kind contrastive_pairs). Differs from dpo:
+the second term; where both prompts are one, c_t is 0 and so is it. Experimental: from
+sources about the paper. Its words of the two requests were not found;
 data.reshape.contrasted takes yours. Of alpha the paper has 0.1, 0.25 and 0.5.
 """
 

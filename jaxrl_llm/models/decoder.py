@@ -322,8 +322,9 @@ def prefill(decoder: Decoder, params, prompts: Array, prompt_length: Array):
 
 
 def extend(decoder: Decoder, params, batch_length: Array, completions: Array, prefix):
-  """Hidden states [B, G, T, D] at every token of completions, [B, G, T] or [B, G, T, D],
-  after their prompts.
+  """Hidden states [B, G, T, D] at every token of completions after their prompts.
+
+  Completions are [B, G, T] int32, or embeddings [B, G, T, D].
   """
   t = completions.shape[2]
   positions = batch_length[:, None, None] + jnp.arange(t)[None, None]
