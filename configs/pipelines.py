@@ -12,8 +12,8 @@
 - salsa: two SFT runs and PPO from the first, its reference the average of both (2024,
   https://arxiv.org/abs/2411.01798).
 - iterative_dpo: two rounds of fresh pairs, best against worst, and DPO on them, its
-  reference the SFT model as in the text of Xiong et al. (2023,
-  https://arxiv.org/abs/2312.11456); their code's is the round before.
+  reference the SFT model as in the text of GSHF (2023,
+  https://arxiv.org/abs/2312.11456); the code's is the round before.
 - gshf_offline: DPO from the SFT model, and against it, on stored pairs: the first of
   the same paper's settings, without its pessimism.
 - gshf_online: the same on fresh pairs of all rounds so far; best against worst stands

@@ -416,7 +416,7 @@ def test_revisions_that_win_in_both_orders_are_pairs(tmp_path, capsys):
   found = revised(tmp_path, votes=2)
   assert [r['prompt'] for r in found] == ['good', 'wavering', 'fine']
   for row in found:
-    assert kinds.pairs(row).completions == ('A longer answer, 4.', 'The answer.')
+    assert kinds.pairs(row).completions == ('A longer answer, 5.', 'The answer.')
     assert 'CRITIQUE' not in str(row)
   # Two votes in both orders, of which the second ones are ties: (1/2 - -1/2) / 2.
   assert [r['margin'] for r in found] == [1.0, 0.5, 1.0]
