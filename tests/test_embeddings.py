@@ -126,7 +126,7 @@ def test_a_blended_past_in_every_layout(layout):
   """Value and gradient; to the embedding none by way of the past."""
   batch = jax.tree.map(np.asarray, example())
   laid = (
-    packing.pack(batch, 3 * (P + 2 * T))
+    packing.pack(batch, 2 * (P + 2 * T), rows=3)
     if layout == 'packed'
     else batch.replace(room=packing.room(batch))
   )

@@ -20,23 +20,20 @@ def ift(*, mix: float = 0.2, discount: float = 0.95) -> Method:
   """Needs demonstrations. With a mix above 0 the policy runs twice."""
   if not 0 <= mix <= 1 or not 0 <= discount <= 1:
     raise InputError(f'ift: mix={mix}, discount={discount}; both are from 0 to 1.')
-  need = 'mixed_logp' if mix else 'logp'
 
   def prepare(state, batch):
     return state, extras.carried(batch, {'mixed': jnp.float32(mix)})
 
   def loss(out, batch):
-    nll, w = -getattr(out, need), batch.weight
+    nll, w = -(out.mixed_logp if mix else out.logp), batch.weight
     share = led(nll, batch.mask, discount) if discount else 1.0
     return jnp.sum(w * share * nll), {'nll': metrics.average(nll, w)}
 
-  return Method(loss, (need,), prepare)
+  return Method(loss, ('mixed_logp' if mix else 'logp',), prepare)
 
 
 def led(nll, mask, discount: float):
   """w_t of the losses l_t, both [B, G, T]; they have the mean 1 over a completion."""
   ahead = advantages.gae(nll, jnp.zeros_like(nll), mask, discount=discount, lam=1.0)
-  count = mask.sum(-1, keepdims=True)
-  return (
-    ahead * mask * count / jnp.maximum(jnp.sum(ahead * mask, -1, keepdims=True), 1e-9)
-  )
+  total = jnp.maximum(ahead.sum(-1, keepdims=True), 1e-9)
+  return mask.sum(-1, keepdims=True) * ahead / total
