@@ -13,7 +13,7 @@ import toy
 from test_forward import CONFIG, D, P, T, example
 from test_reward_models import said
 
-from jaxrl_llm import build, forward, log, packing, train
+from jaxrl_llm import build, forward, packing, train
 from jaxrl_llm.data import examples, kinds, reshape
 from jaxrl_llm.data.chat import coder as make_coder
 from jaxrl_llm.methods.ift import led
@@ -298,22 +298,6 @@ def test_a_strangers_loss_is_the_general_one():
   assert make(alpha=1.0).needs == ('score',)
   with pytest.raises(InputError, match='personal_pairs'):
     make().prepare(toy.state(), batch.replace(extra={}))
-
-
-@pytest.mark.slow
-def test_users_who_disagree_are_told_apart(tmp_path):
-  """Half of the users like what the others do not: a score for all is right half of the
-  time. In the served run each has an order of its own.
-  """
-  c = runs.config('p_rlhf', steps=150, evaluation=dict(every=150))
-  c.data.update(size=256, test_size=32)
-  c.source.update(prompts=32, max_length=6)
-  c.checkpoint.every = 150
-  for role in ('own', 'reward'):
-    c.optimizer[role].learning_rate = 1e-2
-  train.main(c, str(tmp_path / 'run'))
-  told = [r for r in log.read_lines(tmp_path / 'run/metrics.jsonl')]
-  assert told[-1]['eval/accuracy'] > 0.9
 
 
 def test_the_runs_users_are_served(tmp_path):
