@@ -12,8 +12,8 @@
 - salsa: two SFT runs and PPO from the first, its reference the average of both (2024,
   https://arxiv.org/abs/2411.01798).
 - iterative_dpo: two rounds of fresh pairs, best against worst, and DPO on them, its
-  reference the SFT model as in the text of Xiong et al. (2023,
-  https://arxiv.org/abs/2312.11456); their code's is the round before.
+  reference the SFT model as in the text of GSHF (2023,
+  https://arxiv.org/abs/2312.11456); the code's is the round before.
 - gshf_offline: DPO from the SFT model, and against it, on stored pairs: the first of
   the same paper's settings, without its pessimism.
 - gshf_online: the same on fresh pairs of all rounds so far; best against worst stands
@@ -22,6 +22,10 @@
 - spin: two rounds of the task's answers against the policy's own (methods/spin.py).
 - accelerated: as iterative_dpo, each round from a step beyond the last one, which is
   its reference too. Experimental (models/merging.py: extrapolate).
+- mpo: pairs of the SFT model, split by how far a reward model sets them apart; DPO on
+  the far ones, then PPO on the prompts of the others, from the DPO policy and against
+  it (2024, https://arxiv.org/abs/2403.19443). Experimental: the paper's threshold was
+  not found, and the median is ours.
 - rlmt: think, then answer; a reward model sees the answer alone (2025,
   https://arxiv.org/abs/2509.20357).
 
@@ -179,6 +183,27 @@ def cascade() -> dict:
   return stages
 
 
+def mpo() -> dict:
+  stages = dict(sft=stage('sft', 30))
+  stages['reward'] = stage('bradley_terry', 150, 'stage:sft/model')
+  c = stages['pairs'] = stage('grpo', 16, 'stage:sft/model')
+  c.collect, c.rewards = dict(pair='best_worst', margin=0.0), learned('stage:reward')
+  for call in ('easy', 'hard'):
+    told = dict(reshape=call, table='stage:pairs/kept.jsonl')
+    stages[call] = config_dict.ConfigDict(told)
+  c = stages['dpo'] = stage('dpo', 20, 'stage:sft/model')
+  c.data = dict(name='files', path='stage:easy/kept.jsonl', kind='pairs', test_size=16)
+  c = stages['ppo'] = stage('ppo', 40, 'stage:dpo/model')
+  paths = {f'{k}_path': f'stage:{v}/kept.jsonl' for k, v in SPLIT.items()}
+  c.task = dict(name='questions', question='prompt', answer='', limit=16, **paths)
+  c.task.verify = "answer_format(pattern='[a-d]{5}')"
+  c.rewards = learned('stage:reward')
+  return stages
+
+
+SPLIT = {'train': 'hard', 'test': 'easy'}  # Whose prompts MPO samples and holds out.
+
+
 def rlmt() -> dict:
   sft = stage('sft', 60)
   sft.data.thought = True
@@ -190,7 +215,7 @@ def rlmt() -> dict:
 
 
 ALL = (instruct_gpt, rto, salsa, iterative_dpo, spin, accelerated)
-ALL += (gshf_offline, gshf_online, gshf_hybrid)
+ALL += (gshf_offline, gshf_online, gshf_hybrid, mpo)
 RECIPES = {f.__name__: f for f in (*ALL, deepseek_r1, cascade, rlmt)}
 
 

@@ -48,6 +48,8 @@ def get_config(method: str = 'grpo') -> config_dict.ConfigDict:
     c.model.teacher = 'tiny'  # A stand-in: the policy at its birth, nothing to learn.
   if method == 'vpl':
     c.method.update(latent=16, hidden=32)
+  if method == 'p_rlhf':
+    c.method.update(count=2, tokens=2)
   if method == 'armo':
     c.method.hidden = 32
   if 'attributes' in c.method:

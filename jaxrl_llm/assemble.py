@@ -72,7 +72,7 @@ def assemble(config) -> Run:
   needed = roles(config, method)
   others = other_models(config, model, needed['frozen'])
   decoders = make_decoders(config, model, others, mesh, adapters, method.heads)
-  see = forward.make_forward(decoders)
+  see = forward.make_forward(decoders, method.soft)
   u = config.plan
   total = config.steps * u.epochs * u.minibatches
   tx, rates = make_optimizer(config, method, total)
@@ -238,7 +238,8 @@ def check_window(config, name: str, model) -> None:
 
 
 def all_needs(method: Method) -> tuple[str, ...]:
-  return (*method.needs, *method.prepare_needs, *method.measure_needs)
+  own = ('own',) if method.soft else ()
+  return (*method.needs, *method.prepare_needs, *method.measure_needs, *own)
 
 
 def roles(config, method: Method) -> dict[str, set[str]]:

@@ -80,8 +80,9 @@ def paired(
 ) -> Iterator[dict]:
   """Rows of kind 'pairs', of a prompt's completions by `pairing.two`.
 
-  With pair='answer' the better one is the task's own answer, its reference where it
-  has one, and the worse one the first of another text: SPIN's.
+  A row's `margin` is the difference of their rewards. With pair='answer' the better one
+  is the task's own answer, its reference where it has one, and the worse one the first
+  of another text, without a margin: SPIN's.
   """
   if pair != 'answer':
     pairing.check(pair, margin, 'config.collect')
@@ -94,7 +95,9 @@ def paired(
       found = pairing.two(np.array([said[t] for t in texts]), pair, margin, rng)
       both = found and tuple(texts[i] for i in found)
     if both:
-      yield {'prompt': record.messages, 'chosen': both[0], 'rejected': both[1]}
+      told = {'prompt': record.messages, 'chosen': both[0], 'rejected': both[1]}
+      scored = pair != 'answer'
+      yield told | ({'margin': said[both[0]] - said[both[1]]} if scored else {})
 
 
 def ended(drawn: Drawn, task: Task) -> Iterator[tuple[Record, dict[str, float]]]:

@@ -120,7 +120,7 @@ def pretraining(coef: float, max_prompt: int, max_length: int) -> dict:
 
 # Which stored completions a method learns from; the others sample their own.
 KINDS = {
-  'sft': 'demonstrations',
+  **dict.fromkeys(('sft', 'ift'), 'demonstrations'),
   **dict.fromkeys(('kto', 'bco', 'a_lol', 'r_lol', 'orm'), 'labels'),
   **dict.fromkeys((*PAIRED, 'infonca', 'nca'), 'pairs'),
   **dict.fromkeys(('plackett_luce', 'plackett_luce_dpo', 'pro'), 'rankings'),
@@ -130,6 +130,8 @@ KINDS = {
   **dict.fromkeys(('heron', 'armo'), 'rated_pairs'),
   'vpl': 'user_pairs',
   'mapl': 'prompt_pairs',
+  't_reg': 'contrastive_pairs',
+  'p_rlhf': 'personal_pairs',
 }
 
 

@@ -32,6 +32,7 @@ class Sensor(NamedTuple):
 
 SENSORS = {
   'logp': Sensor('params', 'policy', 'logp'),
+  'mixed_logp': Sensor('params', 'policy', 'mixed_logp'),  # By extra['mixed'].
   'entropy': Sensor('params', 'policy', 'entropy'),
   'collision': Sensor('params', 'policy', 'collision'),
   'value': Sensor('params', 'critic', 'value'),
@@ -69,12 +70,13 @@ OBSERVED = {
 }
 
 
-def make_forward(decoders: dict[str, Decoder]) -> Forward:
+def make_forward(decoders: dict[str, Decoder], soft=None) -> Forward:
   """Returns `forward(params, frozen, batch, needs) -> Outputs`.
 
   Args:
     decoders: one per role; a trained role's decoder reads the role's tree of
       parameters, laid over `frozen['base']` where there is one (LoRA).
+    soft: see Method.soft; None where nothing stands before the prompts.
   """
 
   def forward(params: Params, frozen: Params, batch: Batch, needs) -> Outputs:
@@ -85,9 +87,18 @@ def make_forward(decoders: dict[str, Decoder]) -> Forward:
       found['own'] = params['own']
     if own.pop('members', None):
       found['members'] = members(decoders['ensemble'], trees, batch)
+    if own.pop('mixed_logp', None):
+      tree = whole(trees, 'params', 'policy')
+      found['mixed_logp'] = mixed(decoders['policy'], tree, batch)
+    first = soft(params['own'], batch) if soft else None
     pairs = {('params', s.against): None for s in own.values() if s.against}
     seen = {
-      (tree, role): look(decoders[role], whole(trees, tree, role), batch)
+      (tree, role): look(
+        decoders[role],
+        whole(trees, tree, role),
+        batch,
+        soft=first if tree == 'params' else None,
+      )
       for tree, role in pairs | dict.fromkeys((s.tree, s.role) for s in own.values())
     }
     for source, view in seen.items():
@@ -159,10 +170,33 @@ class Seen(NamedTuple):
   cap: float
 
 
-def look(decoder: Decoder, params, batch: Batch) -> Seen:
-  """Runs one network over a batch."""
-  run = unpadded if batch.room else packed if batch.layout else padded
-  return Seen(params, *run(decoder, params, batch), decoder.config.logit_cap)
+def mixed(decoder: Decoder, params, batch: Batch) -> BGT:
+  """The log-prob of each token after embeddings of which a share, extra['mixed'], is
+  that of the likeliest token. They carry no gradient to the embedding.
+  """
+  fixed = jax.lax.stop_gradient(params)
+  seen = look(decoder, fixed, batch)
+  best = logprobs.likeliest(seen.before, head_kernel(fixed), cap=seen.cap)
+  best = seen.back(best).astype(jnp.int32)
+  share, table = batch.extra['mixed'][0], fixed['embed']
+  given = (1 - share) * table[batch.completions] + share * table[best]
+  seen = look(decoder, params, batch, given=given)
+  return read(seen, {'mixed_logp': 'logp'}, batch)['mixed_logp']
+
+
+def look(decoder: Decoder, params, batch: Batch, *, soft=None, given=None) -> Seen:
+  """Runs one network over a batch.
+
+  Args:
+    soft: [B, S, D], read before each prompt. Rows must be padded.
+    given: [B, G, T, D], read in the place of the completions' embeddings.
+  """
+  if soft is not None:
+    found = padded(decoder, params, batch, given, behind(soft, params, batch, decoder))
+  else:
+    run = unpadded if batch.room else packed if batch.layout else padded
+    found = run(decoder, params, batch, given)
+  return Seen(params, *found, decoder.config.logit_cap)
 
 
 def read(seen: Seen, names: dict[str, str], batch: Batch) -> dict:
@@ -223,8 +257,11 @@ def read_scores(value, score, length) -> dict:
 # ---- Layouts -------------------------------------------------------------------------
 
 
-def padded(decoder: Decoder, params, batch: Batch):
+def padded(decoder: Decoder, params, batch: Batch, given=None, asked=None):
   """Each group's prompt once, then its completions, all of one width.
+
+  Args:
+    given: see `look`; asked: prompts [N, P, D] and their lengths in the batch's place.
 
   Returns:
     Hidden states before and at each completion token [B, G, T, D], the tokens, their
@@ -232,8 +269,10 @@ def padded(decoder: Decoder, params, batch: Batch):
   """
   b, g, t = batch.completions.shape
   prompts, length, completions = groups(batch)
+  prompts, length = asked or (prompts, length)
   last, prefix = prefill(decoder, params, prompts, length)
-  at = extend(decoder, params, length, completions, prefix)
+  told = completions if given is None else given.reshape(*completions.shape, -1)
+  at = extend(decoder, params, length, told, prefix)
   last = jnp.broadcast_to(last, (*at.shape[:2], 1, at.shape[-1]))
   before = jnp.concatenate([last, at[:, :, :-1]], 2)
   shaped = lambda x: x.reshape(b, g, t, -1)
@@ -241,13 +280,36 @@ def padded(decoder: Decoder, params, batch: Batch):
   return shaped(before), shaped(at), batch.completions, batch.temperature, same
 
 
-def unpadded(decoder: Decoder, params, batch: Batch):
+def behind(soft: Array, params, batch: Batch, decoder: Decoder):
+  """Prompts as embeddings [N, S + P, D] behind soft ones [B, S, D], and lengths [N]."""
+  prompts, length, completions = groups(batch)
+  size, most = soft.shape[1], decoder.config.max_positions
+  if batch.room or batch.layout:
+    raise InputError(
+      'Soft tokens stand before padded prompts: set config.plan.pack=0 and '
+      'padding_free=False.'
+    )
+  if (need := size + prompts.shape[1] + completions.shape[2]) > most:
+    raise InputError(
+      f'{size} soft tokens, prompt and completion take {need} positions and the model '
+      f'has {most}. Lower config.source.max_prompt or max_length.'
+    )
+  soft = jnp.repeat(soft, len(prompts) // len(soft), 0)
+  return jnp.concatenate([soft, params['embed'][prompts]], 1), length + size
+
+
+def unpadded(decoder: Decoder, params, batch: Batch, given=None):
   """As `padded`, but only attention sees the padding (models/ragged.py).
 
   Returns arrays of [R, 1, S] slots of completions in place of [B, G, T].
   """
   rows, position, tokens = ragged.lay(*groups(batch), batch.length, batch.room)
-  hidden, _ = decoder.apply({'params': params}, tokens, position, None, rows=rows)
+  told = tokens
+  if given is not None:
+    prompts, _, completions = groups(batch)
+    given = given.reshape(*completions.shape, -1)
+    told = ragged.tokens_of(params['embed'][prompts][:, None], given, rows)
+  hidden, _ = decoder.apply({'params': params}, told, position, None, rows=rows)
   first = rows.prompts.used.shape[1]
   at = hidden[:, :, first:]
   before = jnp.take_along_axis(hidden, ragged.before(rows)[:, None, :, None], 2)
@@ -261,7 +323,7 @@ def unpadded(decoder: Decoder, params, batch: Batch):
   return before, at, tokens[:, :, first:], warmth, back
 
 
-def packed(decoder: Decoder, params, batch: Batch):
+def packed(decoder: Decoder, params, batch: Batch, given=None):
   """Whole groups behind each other in rows, as the host has planned; see `padded`.
 
   Of a batch of one piece (pieces.piece). Returns arrays of [R, 1, S] slots in place of
@@ -271,10 +333,11 @@ def packed(decoder: Decoder, params, batch: Batch):
   plan = plan.replace(**{k: jnp.squeeze(vars(plan)[k], 0) for k in pieces.ROWS})
   prompts, _, completions = groups(batch)
   flat = jnp.concatenate([prompts.ravel(), completions.ravel()])
-  tokens = flat[plan.source][:, None]
-  at, _ = decoder.apply(
-    {'params': params}, tokens, plan.position[:, None], visible(plan)
-  )
+  tokens = told = flat[plan.source][:, None]
+  if given is not None:
+    wide = [x.reshape(-1, x.shape[-1]) for x in (params['embed'][prompts], given)]
+    told = jnp.concatenate(wide)[plan.source][:, None]
+  at, _ = decoder.apply({'params': params}, told, plan.position[:, None], visible(plan))
   before = jnp.take_along_axis(at, plan.before[:, None, :, None], 2)
   warmth = jnp.broadcast_to(batch.temperature[..., None], batch.completions.shape)
   warmth = warmth.ravel()[jnp.maximum(plan.source - prompts.size, 0)][:, None]

@@ -65,6 +65,8 @@ GLOSSARY: dict[str, str] = {
   'decided': 'Share of pairs that a factor of heron decides.',
   'accuracy_single': 'Mean accuracy of the single models of an ensemble.',
   'gate/': 'Mean weight of an attribute in the score of armo.',
+  'nll_anybody': 'As nll of p_rlhf, without a word of whose pairs they are.',
+  'contrast': 'By how much the tokens of the chosen have the better rewards in t_reg.',
   'kl_user': 'KL from what vpl holds of a user to N(0, 1), in nats.',
   'disagreement': "Standard deviation of an ensemble's margins, mean over pairs.",
   'margin': 'Mean logit by which the chosen completion beats the rejected one.',

@@ -15,7 +15,16 @@ from typing import Any
 
 from ml_collections import config_dict
 
-from jaxrl_llm import assemble, checkpoint, collect, restored, sections, train
+from jaxrl_llm import (
+  assemble,
+  checkpoint,
+  collect,
+  log,
+  reshaping,
+  restored,
+  sections,
+  train,
+)
 from jaxrl_llm.types import InputError
 
 # Alone, or in quotes within a call.
@@ -27,7 +36,8 @@ def main(config, workdir: str | None = None, *, profile: bool = False) -> dict:
 
   Args:
     config: `name`, `stages` and `order`. A stage with a section `collect` samples and
-      keeps (collect.py), any other one trains (train.main).
+      keeps (collect.py), one of {reshape: a call, table: a path} makes kept.jsonl of a
+      table (reshaping.py), any other one trains (train.main).
     workdir: None is runs/<name>-<hash of the config>.
     profile: see train.main.
 
@@ -42,6 +52,9 @@ def main(config, workdir: str | None = None, *, profile: bool = False) -> dict:
   for i, name in enumerate(config.order):
     print(f'Stage {i + 1} of {len(config.order)}: {name}.')
     stage = placed(config.stages[name], folder)
+    if 'reshape' in stage:
+      found[name] = reshaped(stage, folder / name)
+      continue
     if 'collect' in stage:
       found[name] = collect.main(stage, str(folder / name))
       continue
@@ -62,8 +75,11 @@ def check(config) -> None:
         f'config.order: there is no stage {name!r}; there are {sorted(config.stages)}.'
       )
     stage = config.stages[name]
-    sections.check(stage)
-    assemble.make_method(stage)
+    if 'reshape' in stage:
+      reshaping.function(stage.reshape)
+    else:
+      sections.check(stage)
+      assemble.make_method(stage)
     for text in references(stage):
       if (other := STAGE.fullmatch(text)[1]) not in before:
         raise InputError(
@@ -71,6 +87,14 @@ def check(config) -> None:
           f'{other!r} before it in config.order, or name a folder or file instead.'
         )
     before.append(name)
+
+
+def reshaped(stage, folder: Path) -> dict[str, float]:
+  """<folder>/kept.jsonl, if it is not there."""
+  folder.mkdir(parents=True, exist_ok=True)
+  if not (path := folder / collect.FILE).exists():
+    reshaping.main(stage.reshape, stage.table, path)
+  return {'kept': float(len(log.read_lines(path)))}
 
 
 def references(value: Any) -> Iterator[str]:

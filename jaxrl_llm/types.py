@@ -109,6 +109,7 @@ class Outputs:
   """What the networks say about a batch: one field per sensor of forward.py."""
 
   logp: BGT | None = None
+  mixed_logp: BGT | None = None  # After a past blended with the likeliest tokens.
   entropy: BGT | None = None
   collision: BGT | None = None  # log of the sum of squared probabilities.
   value: BGT | None = None  # Before token t is seen.
@@ -194,6 +195,9 @@ class Method(NamedTuple):
   serve: Callable[[Outputs], BG] | None = None
   # Arrays that the loss trains beside the networks, from (key, width of the model).
   own: Callable[[Array, int], Params] | None = None
+  # Of own arrays and a batch: embeddings [B, S, D] that the trained networks read
+  # before each prompt of the batch.
+  soft: Callable[[Params, Batch], Array] | None = None
 
 
 def bucket(size: int, limit: int) -> int:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import test_embeddings
 import toy
 
 from jaxrl_llm import build, packing, sharding
@@ -110,6 +111,9 @@ METHODS = {
   'armo': {'attributes': 'a,b', 'hidden': 8},
   'vpl': {'latent': 4, 'hidden': 8},
   'mapl': {},
+  't_reg': {},
+  'ift': {},
+  'p_rlhf': {'count': 2, 'tokens': 2},
 }
 GROUPS = {'vpl': 4}  # Completions of a prompt, where they are more than two.
 # Other functions of the rewards in dpo's place: for them dpo and infonca stand by
@@ -149,6 +153,7 @@ def compiled(name, **plan):
 def rows(name, seed=0):
   """A batch that says what its sampler would: one structure, so one program."""
   batch = toy.batch(seed, GROUPS.get(name, toy.G))
+  batch = toy.contrasted(batch) if name == 't_reg' else batch
   return batch.replace(behavior_logp=jnp.zeros_like(batch.mask))
 
 
@@ -440,6 +445,7 @@ def check_armo_slope():
 
 BY_HAND = {'cispo': check_cispo_slope, 'wpo': check_wpo_slope}
 BY_HAND['armo'] = check_armo_slope
+BY_HAND['t_reg'] = test_embeddings.test_t_reg_by_hand
 # They detach a part of their loss, which then is no slope; these variants detach none.
 DETACHED = {
   'a_lol': {'variant': 'kl'},
@@ -449,6 +455,7 @@ DETACHED = {
 # What a reward model says of a completion, a number that its reward is to have raised.
 SAYS = {
   'bradley_terry': ('score', lambda x: x),
+  'p_rlhf': ('score', lambda x: x),
   'plackett_luce': ('score', lambda x: x),
   'regression': ('attributes', lambda x: x[..., 0]),
   'orm': ('token_score', lambda x: x.sum(-1)),
@@ -482,7 +489,7 @@ def test_improves_its_toy(name):
     if says:
       return float((says(getattr(out, need)) * reward).sum())
     each = out.logp.sum(-1) / batch.mask.sum(-1)
-    return float(each.sum() if name == 'sft' else (each * reward).sum())
+    return float(each.sum() if name in ('sft', 'ift') else (each * reward).sum())
 
   before = gap(state)
   for _ in range(60):

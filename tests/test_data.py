@@ -150,6 +150,19 @@ ROWS = [
     ('q', [*'abcd'], (1.0, 0.0, 1.0, 0.0), {}, (), [*'qqrr']),
   ),
   (
+    'personal_pairs',
+    {'prompt': 'q', 'chosen': 'a', 'rejected': 'b', 'user': 2},
+    ('q', ('a', 'b'), (1.0, 0.0), {'user': 2.0}),
+  ),
+  (
+    'contrastive_pairs',
+    {'prompt': 'q', 'chosen': 'a', 'rejected': 'b', 'prompts': ['r', 's']},
+    (
+      *('q', ('a', 'b'), (1.0, 0.0), {}, (), ()),
+      Example('r', [*'abab'], [1.0, 0.0, 1.0, 0.0], prompts=[*'rrss']),
+    ),
+  ),
+  (
     'prompt_pairs',
     {'prompts': ['q', 'r'], 'completion': 'a'},
     ('q', ('a', 'a'), (1.0, 0.0), {}, (), ['q', 'r']),

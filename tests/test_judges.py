@@ -11,7 +11,9 @@ import time
 import pytest
 
 from jaxrl_llm import beside
-from jaxrl_llm.judges import asked, local, verdicts
+from jaxrl_llm.data import kinds
+from jaxrl_llm.evaluate import accuracy
+from jaxrl_llm.judges import asked, constitution, local, verdicts
 from jaxrl_llm.judges.server import server
 from jaxrl_llm.rewards import combine
 from jaxrl_llm.rewards.judge import judge
@@ -348,3 +350,151 @@ def test_a_local_judge_says_the_same_again_and_alone():
   assert ask([long, short[0]]) == ['', found[0]]
   with pytest.raises(InputError, match='exceeds its window'):
     local.local(model='tiny', max_prompt=10**6)
+
+
+# ---- A constitution ------------------------------------------------------------------
+
+
+PRINCIPLES = '# Ours.\nBe kind.  # Always.\n\nBe brief.\nBe honest.\n'
+
+
+def writing(conversations, vote=0):
+  """A writer of answers, critiques and revisions; the prompt says where it fails."""
+  return [written(messages) for messages in conversations]
+
+
+def written(messages):
+  first, last = messages[0]['content'], messages[-1]['content']
+  if len(messages) == 1:
+    return '' if first == 'no answer' else 'The answer.'
+  if last.startswith(constitution.CRITICISE):
+    return '' if first == 'no critique' else f'CRITIQUE of {last.splitlines()[-1]}'
+  assert last == constitution.REVISE and messages[-2]['content'].startswith('CRITIQUE')
+  same = {'no revision': ' ', 'not changed': 'The answer.', 'worse': 'No.'}
+  return same.get(first, f'A longer answer, {len(messages)}.')
+
+
+def sure_of_some(conversations, vote=0):
+  """`longest`, but for prompts that say what it does."""
+  found = []
+  for messages, reply in zip(conversations, longest(conversations)):
+    seen, mark = parts(messages)
+    known = {'place': f'{mark} A', 'mute': 'Hm.'}
+    tied = f'{mark} TIE' if vote and seen['question'] == 'wavering' else reply
+    found.append(known.get(seen['question'], tied))
+  return found
+
+
+make_writing, make_sure = lambda: writing, lambda: sure_of_some
+ROWS = ['good', 'no answer', 'no critique', 'no revision', 'not changed', 'worse']
+ROWS += ['place', 'mute', 'wavering', 'fine']
+
+
+def revised(tmp_path, rows=ROWS, writer=None, judge=None, **options):
+  (tmp_path / 'principles.txt').write_text(PRINCIPLES)
+  rows = [r if isinstance(r, dict) else {'prompt': r} for r in rows]
+  by = writer or dict(name='test_judges.make_writing')
+  to = judge or dict(name='test_judges.make_sure')
+  path = str(tmp_path / 'principles.txt')
+  found = constitution.revised(rows, constitution=path, writer=by, judge=to, **options)
+  return list(found)
+
+
+def test_a_constitution_is_its_lines(tmp_path):
+  revised(tmp_path)
+  path = tmp_path / 'principles.txt'
+  assert constitution.read(str(path)) == ['Be kind.', 'Be brief.', 'Be honest.']
+  path.write_text('# Nothing.\n')
+  with pytest.raises(InputError, match='no line has'):
+    constitution.read(str(path))
+  with pytest.raises(InputError, match='no such file'):
+    constitution.read(str(tmp_path / 'none'))
+
+
+def test_revisions_that_win_in_both_orders_are_pairs(tmp_path, capsys):
+  """Each prompt is named after what becomes of it."""
+  found = revised(tmp_path, votes=2)
+  assert [r['prompt'] for r in found] == ['good', 'wavering', 'fine']
+  for row in found:
+    assert kinds.pairs(row).completions == ('A longer answer, 5.', 'The answer.')
+    assert 'CRITIQUE' not in str(row)
+  # Two votes in both orders, of which the second ones are ties: (1/2 - -1/2) / 2.
+  assert [r['margin'] for r in found] == [1.0, 0.5, 1.0]
+  out = capsys.readouterr().out
+  low, high = accuracy.wilson(3, 6)
+  assert '3 of 10 prompts have a pair. Of 6 revisions judged 50% are kept' in out
+  assert f'{low:.0%} to {high:.0%}' in out
+  lost = dict(re.findall(r'Lost, (.*): (\d+)', out))
+  once = ('no answer', 'no critique', 'no revision', 'not changed', 'not preferred')
+  assert lost == dict.fromkeys([*once, 'the orders disagree', 'no verdict'], '1')
+  assert len(revised(tmp_path, votes=2, least=0.6)) == 2
+  assert 'Lost, not sure: 1.' in capsys.readouterr().out
+
+
+def test_a_principle_follows_from_prompt_and_seed(tmp_path):
+  rows = [f'q{i}' for i in range(40)]
+  drawn = lambda rows, **options: {
+    r['prompt']: r['principles'] for r in revised(tmp_path, rows, **options)
+  }
+  first = drawn(rows)
+  assert {len(x) for x in first.values()} == {1}
+  assert {x[0] for x in first.values()} == {'Be kind.', 'Be brief.', 'Be honest.'}
+  more = drawn(['more', *rows[::-1]])
+  assert {q: more[q] for q in first} == first
+  assert drawn(rows, seed=1) != first
+  twice = drawn(rows, rounds=2)
+  assert all(two[:1] == first[q] for q, two in twice.items())
+  assert any(two[1] != two[0] for two in twice.values())
+
+
+def test_an_answer_that_is_there_is_kept(tmp_path):
+  turns = [
+    {'role': 'system', 'content': 'Be nice.'},
+    {'role': 'user', 'content': 'Why?'},
+  ]
+  (row,) = revised(tmp_path, [{'prompt': turns, 'completion': 'So.'}])
+  assert row['rejected'] == 'So.' and row['prompt'] == turns
+  draft = constitution.Draft(turns, turns, 'So.', 'Thus.', ('Be kind.',))
+  seen, _ = parts(constitution.game(draft, 'Thus.', 'So.').messages)
+  assert seen['question'] == 'system: Be nice.\n\nuser: Why?'
+
+
+CALLS = []
+
+
+def failing(conversations, vote=0):
+  """Counts what it is asked, and fails from the fourth conversation on."""
+  if len(CALLS) >= 3:
+    raise InputError('judge: gone.')
+  CALLS.extend(conversations)
+  return writing(conversations)
+
+
+def counting(conversations, vote=0):
+  CALLS.extend(conversations)
+  return writing(conversations)
+
+
+FAILS = {'now': True}
+
+
+def make_failing():
+  return lambda *args: (failing if FAILS['now'] else counting)(*args)
+
+
+def test_what_was_cut_off_goes_on(tmp_path, monkeypatch):
+  """No reply is asked for twice, and the pairs are those of a run in one go."""
+  by = dict(name='test_judges.make_failing')
+  path = tmp_path / 'replies.jsonl'
+  by = dict(name='remembered', by=by, path=str(path), batch=1)
+  monkeypatch.setitem(FAILS, 'now', True)
+  CALLS.clear()
+  with pytest.raises(InputError, match='gone'):
+    revised(tmp_path, ['a', 'b'], by)
+  assert len(path.read_text().splitlines()) == 3
+  with path.open('a') as file:
+    file.write('{"key": "cut')
+  FAILS['now'] = False
+  found = revised(tmp_path, ['a', 'b'], by)
+  assert len(CALLS) == 6 and found == revised(tmp_path, ['a', 'b'])
+  assert revised(tmp_path, ['a', 'b'], by) == found and len(CALLS) == 6

@@ -24,6 +24,8 @@ from configs import online
 from jaxrl_llm import assemble, build, collect, log, pairing
 from jaxrl_llm.data import kinds, reshape
 from jaxrl_llm.ops import preferences, weights
+from jaxrl_llm.rewards.margins import margins
+from jaxrl_llm.rewards.sample import Batched
 from jaxrl_llm.sources import Drawn
 from jaxrl_llm.step import clean, weigh
 from jaxrl_llm.tasks.records import Record, Task, chat
@@ -641,11 +643,26 @@ def test_answers_made_worse():
 def test_easy_and_hard_pairs():
   """MPO: by the median of 1, 2, 5, which is 2, and by a margin of one's own."""
   rows = [pair('a', 'b', margin=m) for m in (5.0, 1.0, 2.0)]
-  margins = lambda found: [row['margin'] for row in found]
-  assert margins(reshape.easy(rows)) == [5]
-  assert margins(reshape.hard(rows)) == [1, 2]
-  assert margins(reshape.easy(rows, margin=1.0)) == [5, 2]
-  assert margins(reshape.hard(rows, margin=1.0)) == [1]
+  told = lambda found: [row['margin'] for row in found]
+  assert told(reshape.easy(rows)) == [5]
+  assert told(reshape.hard(rows)) == [1, 2]
+  assert told(reshape.easy(rows, margin=1.0)) == [5, 2]
+  assert told(reshape.hard(rows, margin=1.0)) == [1]
+  # What the reward model sets apart the wrong way round is easy for it too.
+  assert told(reshape.easy([rows[1], pair('a', 'b', margin=-5.0)])) == [-5]
+
+
+def by_length():
+  return Batched(lambda samples: [float(len(s.completion)) for s in samples])
+
+
+def test_a_reward_says_the_margins():
+  rows = [pair('abc', 'd'), pair('e', 'fg') | {'prompt': chat('q')}]
+  found = list(margins(rows, by={'name': 'test_lists.by_length'}))
+  assert [r['margin'] for r in found] == [2, -1]
+  assert [r | {'margin': 0} for r in found] == [r | {'margin': 0} for r in rows]
+  with pytest.raises(InputError, match='scores single answers'):
+    list(margins(rows, by={'name': 'letter_share', 'letter': 'a'}))
 
 
 def test_a_table_is_reshaped_by_a_script(tmp_path):

@@ -181,6 +181,7 @@ FIRST = {
   'infonca': dict(loss=np.log(2), margin=0.0),
   'nca': dict(loss=2 * np.log(2), margin=0.0),
   'exo': dict(loss=-np.log(2) - np.log(1e-3 * 0.999) / 2, margin=0.0),
+  't_reg': dict(margin=0.0),
   'safe': dict(kl_ref=0.0, kl_price=0.0),
 }
 # Half the time to compile.
@@ -194,7 +195,7 @@ ALIKE += ('hc_rlhf', 'think_rm_pairwise', 'pairwise_ppo')
 ALIKE += ('cgpo_crpg', 'cgpo_codpo', 'cgpo_crraft')
 ALIKE += ('rollout_gdro',)
 ALIKE += ('grpo_process', 'plackett_luce', 'orm', 'prm', 'rlbff', 'multitask_ratings')
-ALIKE += ('heron', 'mapl')
+ALIKE += ('heron', 'mapl', 't_reg')
 ALIKE += ('plackett_luce_dpo', 'pro', 'cpl', 'spin', 'sppo', 'inpo')
 ALIKE += (*test_contract.SAME, 'aot', 'aot_unpaired', 'bco', 'infonca')
 
@@ -224,7 +225,7 @@ def test_every_method_trains_adapters_alone(name):
     )
     for s in forward.SENSORS.values()
   }
-  see = forward.make_forward(decoders)
+  see = forward.make_forward(decoders, method.soft)
   update = jax.jit(make_update_step(see, tx, method), compiler_options=QUICK)
   first, due = state, FIRST.get(name, {})
   assert due or 'ref' not in roles['frozen']

@@ -94,6 +94,25 @@ def test_recipes_fit_together(name):
   assert f'- {name}: ' in pipelines.__doc__
 
 
+def test_a_stage_reshapes_what_another_kept(tmp_path, capsys):
+  """Once; and a call that is wrong is refused before any stage runs."""
+  table = tmp_path / 'pairs.jsonl'
+  row = {'prompt': 'q', 'chosen': 'a', 'rejected': 'b'}
+  log.write_lines(table, [row | {'margin': m} for m in (1.0, 3.0, 2.0)])
+  told = lambda call, path: config_dict.ConfigDict(dict(reshape=call, table=path))
+  c = recipe(hard=told('hard', str(table)), flip=told('flipped(share=1.0)', ''))
+  c.stages.flip.table = 'stage:hard/kept.jsonl'
+  assert pipeline.main(c, str(tmp_path)) == {'hard': {'kept': 2}, 'flip': {'kept': 2}}
+  found = log.read_lines(tmp_path / 'flip/kept.jsonl')
+  assert [(r['chosen'], r['margin']) for r in found] == [('b', 1), ('b', 2)]
+  capsys.readouterr()
+  pipeline.main(c, str(tmp_path))
+  assert 'rows, of' not in capsys.readouterr().out
+  c.stages.hard.reshape = 'hrd'
+  with pytest.raises(InputError, match="Did you mean 'hard'"):
+    pipeline.check(c)
+
+
 # ---- A reward model's score ----------------------------------------------------------
 
 

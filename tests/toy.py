@@ -7,7 +7,7 @@ import optax
 
 from jaxrl_llm import types
 from jaxrl_llm.forward import sensor
-from jaxrl_llm.ops import divergences
+from jaxrl_llm.ops import divergences, users
 from jaxrl_llm.types import Batch, Outputs, State
 
 B, G, P, T, V = 8, 2, 3, 5, 5
@@ -39,6 +39,8 @@ def forward(params, frozen, batch, needs):
       found[need] = divergence(params['policy'], table, batch)
     else:
       found[need] = READ[read](table, batch)
+    if need == 'score' and 'anybody' in params.get('own', {}):
+      found[need] += softly(params['own'], batch)
   if aux := tuple(n.removeprefix('aux/') for n in needs if n.startswith('aux/')):
     found['aux'] = forward(params, frozen, batch.aux, aux)
   return Outputs(**found)
@@ -46,6 +48,10 @@ def forward(params, frozen, batch, needs):
 
 def previous(batch):
   """The token before each completion token: [B, G, T]."""
+  if batch.row_prompt is not None:
+    last = batch.row_prompt_length[..., None] - 1
+    last = jnp.take_along_axis(batch.row_prompt, last, 2)
+    return jnp.concatenate([last, batch.completions[..., :-1]], -1)
   last = jnp.take_along_axis(batch.prompts, batch.prompt_length[:, None] - 1, 1)
   last = jnp.broadcast_to(last[:, :, None], (*batch.completions.shape[:2], 1))
   return jnp.concatenate([last, batch.completions[..., :-1]], -1)
@@ -59,6 +65,25 @@ def distribution(table, batch):
 def logp(table, batch):
   chosen = batch.completions[..., None]
   return jnp.take_along_axis(distribution(table, batch), chosen, -1)[..., 0]
+
+
+def mixed_logp(table, batch):
+  """Rows of the table of the token before and of the likeliest one there, blended."""
+  fixed, tokens = jax.lax.stop_gradient(table), batch.completions
+  best = fixed[previous(batch)].argmax(-1)[..., :-1]
+  share = batch.extra['mixed'][0]
+  blend = share * table[best] + (1 - share) * table[tokens[..., :-1]]
+  first = table[previous(batch)[..., :1]]
+  logits = jnp.concatenate([first, blend], 2) / batch.temperature[..., None, None]
+  logp = jax.nn.log_softmax(logits)
+  return jnp.take_along_axis(logp, tokens[..., None], -1)[..., 0]
+
+
+def softly(own, batch):
+  """What a user's soft tokens add to a score, one for one."""
+  told = users.soft(own, batch.extra['user']).sum(1)
+  place = jnp.arange(len(told))[:, None, None]
+  return (told[place, batch.completions] * batch.mask).sum(-1)
 
 
 def entropy(table, batch):
@@ -93,6 +118,7 @@ def spread(table, tokens):
 READ = {
   'logp': logp,
   'entropy': entropy,
+  'mixed_logp': mixed_logp,
   'collision': collision,
   'value': lambda table, batch: table[previous(batch)],
   'score': score,
@@ -147,12 +173,24 @@ def batch(seed=0, g=G) -> Batch:
     'cost': rng.uniform(-0.3, 0.3, (B, g)),
     'feasible': (rng.random((B, g)) > 0.2) * 1.0,
     'first': rng.integers(0, 2, (B, g)),
+    'user': np.arange(B) % 3,
   }
   extra = {k: x.astype(np.float32) for k, x in extra.items()}
   extra['turn'] = (1 + (np.arange(T) > 2)) * np.asarray(made.mask, np.int32)
   last = np.arange(T) == np.asarray(made.length)[..., None] - 1
   extra['answer'] = last.astype(np.float32)
   return scored(jax.tree.map(jnp.asarray, made.replace(extra=extra)), reward)
+
+
+def contrasted(batch) -> Batch:
+  """The batch with each pair after two prompts that end otherwise, as its aux."""
+  twice = lambda x: jnp.concatenate([x, x], 1)
+  names = ('completions', 'length', 'mask', 'valid', 'truncated', 'temperature')
+  rows = {name: twice(vars(batch)[name]) for name in names}
+  last = jnp.repeat(jnp.arange(2), 2)[None, :, None] + batch.prompts[:, :1, None]
+  own = {'row_prompt': last % V, 'row_prompt_length': rows['length'] * 0 + 1}
+  reward = twice(batch.reward)
+  return batch.replace(aux=batch.replace(**rows, **own, reward=reward, extra={}))
 
 
 def scored(batch, reward) -> Batch:

@@ -23,6 +23,7 @@ class Example(NamedTuple):
   extra: Mapping[str, float | Sequence[float]] = {}  # Of all, or of each completion.
   step_labels: Sequence[Sequence[float]] = ()  # Of each completion, where it has steps.
   prompts: Sequence[Prompt] = ()  # Of each completion, where they are not one.
+  aux: 'Example | None' = None  # Becomes Batch.aux.
   where: str = ''  # File and line, for messages. The last field: no part of a digest.
 
 
@@ -45,6 +46,7 @@ class Coded(NamedTuple):
   kept: bool  # Else the group is left out.
   example: Example
   prompts: Sequence[list[int]] = ()  # Of each completion, where they are not one.
+  aux: 'Coded | None' = None
 
   @property
   def size(self) -> int:
@@ -53,8 +55,9 @@ class Coded(NamedTuple):
 
   @property
   def asked(self) -> int:
-    """Tokens of the prompt, or of the longest one."""
-    return max(len(p) for p in self.prompts or [self.prompt])
+    """Tokens of the prompt, or of the longest one, that of aux among them."""
+    own = max(len(p) for p in self.prompts or [self.prompt])
+    return max(own, self.aux.asked) if self.aux else own
 
 
 class Encoded(NamedTuple):
@@ -110,7 +113,13 @@ class Encoder:
   def read(self, example: Example) -> Coded:
     """One example as token ids, or what is left of it."""
     with located(example.where) if example.where else contextlib.nullcontext():
-      return self.coded(example)
+      found = self.coded(example)
+      if example.aux is None:
+        return found
+      aux = self.coded(example.aux)
+    if found.kept and aux.kept:
+      return found._replace(aux=aux)
+    return emptied(found)._replace(aux=emptied(aux))
 
   def coded(self, example: Example) -> Coded:
     prompt = self.coder.prompt(example.prompt)
@@ -127,12 +136,10 @@ class Encoder:
     )
     cut = [len(c.tokens) > self.max_length for c in found]
     found = [Ids(*(x[: self.max_length] for x in c)) for c in found]
-    if any(over) or not all(any(c.mask) for c in found):
-      nothing, uncut = [NOTHING] * len(found), [False] * len(found)
-      short = [p[:1] for p in prompts]
-      return Coded(prompt[:1], nothing, uncut, False, example, short)
+    kept = not any(over) and all(any(c.mask) for c in found)
     prompts = [p[-self.max_prompt :] for p in prompts]
-    return Coded(prompt[-self.max_prompt :], found, cut, True, example, prompts)
+    whole = Coded(prompt[-self.max_prompt :], found, cut, kept, example, prompts)
+    return whole if kept else emptied(whole)
 
   def widths(self, coded: Sequence[Coded]) -> tuple[int, int]:
     """Prompt and completion positions of a batch."""
@@ -144,6 +151,13 @@ class Encoder:
       rounded(max(c.asked for c in coded), self.max_prompt),
       rounded(longest, self.max_length),
     )
+
+
+def emptied(coded: Coded) -> Coded:
+  """What stands in the place of a group that is left out."""
+  size, short = len(coded.completions), [p[:1] for p in coded.prompts]
+  nothing, uncut = [NOTHING] * size, [False] * size
+  return Coded(coded.prompt[:1], nothing, uncut, False, coded.example, short)
 
 
 def too_long(size: int, room: int, policy: str, what: str) -> bool:
@@ -193,6 +207,9 @@ def collate(coded: Sequence[Coded], prompt_width: int, width: int) -> Encoded:
   )
   if any(c.prompts for c in coded):
     batch = batch.replace(**row_prompts(coded, prompt_width))
+  if all(c.aux for c in coded):
+    aux = collate([c.aux for c in coded], prompt_width, width).batch
+    batch = batch.replace(aux=aux)
   return Encoded(batch, sum(not c.kept for c in coded), int(cut.sum()))
 
 
@@ -270,7 +287,7 @@ def describe(example: Example) -> str:
 PAIRED = ('dpo', 'cdpo', 'robust_dpo', 'ipo', 'f_dpo', 'dpo_positive', 'ln_dpo')
 PAIRED += ('r_dpo', 'tr_dpo', 'wpo', 'discopop', 'apo_zero', 'apo_down', 'exo')
 PAIRED += ('aot', 'aot_unpaired', 'simpo', 'orpo', 'cpo', 'slic', 'bradley_terry')
-PAIRED += ('ensemble', 'cpl', 'spin', 'tdpo', 'mapl', 'armo')
+PAIRED += ('ensemble', 'cpl', 'spin', 'tdpo', 'mapl', 'armo', 't_reg', 'p_rlhf')
 TYING = ('bradley_terry', 'ensemble')  # Those of them that can make use of a tie.
 
 

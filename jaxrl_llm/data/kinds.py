@@ -97,6 +97,29 @@ def user_pairs(row: Row) -> Example:
   return Example(both[0].prompt, rows, (1.0, 0.0) * len(both), prompts=prompts)
 
 
+def personal_pairs(row: Row) -> Example:
+  """As `pairs`, with `user`, a number from 1; 0 is nobody in particular."""
+  user = number(row, 'user')
+  if user < 0 or user % 1:
+    raise InputError(f"'user' is {user}; a whole number from 0 is due.")
+  found = pairs(row)
+  return found._replace(extra={**found.extra, 'user': user})
+
+
+def contrastive_pairs(row: Row) -> Example:
+  """As `pairs`, with `prompts`: one that asks for a better answer, one for a worse.
+
+  The batch's aux is the two completions after the one and then after the other.
+  """
+  asked = [prompt({'prompt': p}) for p in listed(row, 'prompts')]
+  if len(asked) != 2:
+    raise InputError(f"'prompts' are two, the better one first, not {len(asked)}.")
+  found = pairs(row)
+  prompts = [p for p in asked for _ in found.completions]
+  both, reward = 2 * [*found.completions], 2 * [*found.reward]
+  return found._replace(aux=Example(asked[0], both, reward, prompts=prompts))
+
+
 def prompt_pairs(row: Row) -> Example:
   """{prompts: the one that the completion fits better, and another; completion}."""
   found = [prompt({'prompt': p}) for p in listed(row, 'prompts')]
@@ -230,7 +253,8 @@ def label(given) -> float:
 KINDS: dict[str, Callable[[Row], Example]] = {
   f.__name__: f
   for f in (
-    *(demonstrations, pairs, user_pairs, prompt_pairs, hh, labels, rankings),
+    *(demonstrations, pairs, user_pairs, personal_pairs, contrastive_pairs),
+    *(prompt_pairs, hh, labels, rankings),
     *(ratings, rated_pairs, principles, steps, steps_to_error),
   )
 }

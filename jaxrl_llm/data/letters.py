@@ -54,6 +54,14 @@ KINDS = {
       }
     ],
   },
+  'personal_pairs': lambda right, wrong, bad: {
+    **sides(right, wrong, bad),
+    'user': 1 + bad,
+  },
+  'contrastive_pairs': lambda right, wrong, bad: {
+    **sides(right, wrong, False),
+    'prompts': [asked(right), asked(wrong)],
+  },
   'prompt_pairs': lambda right, wrong, bad: {
     'prompts': [asked(right), asked(right.translate(NEXT))],
     'completion': right,

@@ -110,7 +110,7 @@ def consistent(rows: Iterable[Row]) -> Iterator[Row]:
 
 
 def easy(rows: Iterable[Row], *, margin: float = -1.0) -> Iterator[Row]:
-  """Pairs that a reward model tells apart by more than `margin`; see `hard`."""
+  """Pairs that a reward model sets apart by more than `margin`; see `hard`."""
   rows, gaps, limit = apart(rows, margin)
   yield from (row for row, gap in zip(rows, gaps) if gap > limit)
 
@@ -120,8 +120,9 @@ def hard(rows: Iterable[Row], *, margin: float = -1.0) -> Iterator[Row]:
   by DPO, and then the hard ones' prompts by PPO, from that policy and against it.
 
   Args:
-    margin: of the rows' field of that name. Below 0 is their median, which is ours: the
-      paper's threshold was not found. Experimental.
+    margin: of the rows' field of that name (rewards/margins.py), whatever its sign.
+      Below 0 is their median, which is ours: the paper's threshold was not found.
+      Experimental.
   """
   rows, gaps, limit = apart(rows, margin)
   yield from (row for row, gap in zip(rows, gaps) if gap <= limit)
@@ -129,10 +130,29 @@ def hard(rows: Iterable[Row], *, margin: float = -1.0) -> Iterator[Row]:
 
 def apart(rows: Iterable[Row], margin: float) -> tuple[list[Row], list[float], float]:
   """Rows, their margins, and the one to split at."""
-  found = [(row, kinds.number(row, 'margin')) for row in rows]
+  found = [(row, abs(kinds.number(row, 'margin'))) for row in rows]
   gaps = [gap for _, gap in found]
   limit = margin if margin >= 0 or not gaps else float(np.median(gaps))
   return [row for row, _ in found], gaps, limit
+
+
+# ---- With more prompts ---------------------------------------------------------------
+
+
+def contrasted(rows: Iterable[Row], *, better: str, worse: str) -> Iterator[Row]:
+  """Kind 'contrastive_pairs' of pairs, for t_reg: each of two requests is added to the
+  end of the prompt.
+  """
+  for row in rows:
+    asked = kinds.prompt(row)
+    yield row | {'prompts': [requested(asked, words) for words in (better, worse)]}
+
+
+def requested(prompt: Any, words: str) -> Any:
+  if isinstance(prompt, str):
+    return f'{prompt}\n\n{words}'
+  last = prompt[-1]
+  return [*prompt[:-1], last | {'content': f'{last["content"]}\n\n{words}'}]
 
 
 # ---- Made worse ----------------------------------------------------------------------

@@ -69,7 +69,7 @@ class Decoder(nn.Module):
   @nn.compact
   def __call__(
     self,
-    tokens: BGT,
+    tokens: Array,
     positions: BGT,
     mask: Array | None,
     prefix: Prefix | None = None,
@@ -80,8 +80,8 @@ class Decoder(nn.Module):
     """Returns hidden states [B, G, T, D] and the keys and values of these tokens.
 
     Args:
-      tokens: [B, G, T] int32; positions: [B, G, T] int32, from 0 at the prompt's start,
-        consecutive.
+      tokens: [B, G, T] int32, or embeddings [B, G, T, D] in their place.
+      positions: [B, G, T] int32, from 0 at the prompt's start, consecutive.
       mask: [B, G, T, S] bool, which of the S own slots a token sees (S = T without
         a cache). A row that sees nothing at all gets finite, meaningless numbers.
       prefix: the prompt's keys and values, seen by every token of the group.
@@ -95,7 +95,8 @@ class Decoder(nn.Module):
       self.param('scores', ZEROS, (c.width, self.scores))
     elif not c.tied:
       self.param('head', NORMAL, (c.width, c.vocab))
-    x = embed.astype(self.dtype)[tokens] * jnp.asarray(c.embed_scale, self.dtype)
+    x = tokens if tokens.ndim == 4 else embed.astype(self.dtype)[tokens]
+    x = x.astype(self.dtype) * jnp.asarray(c.embed_scale, self.dtype)
     if c.rope is None:
       table = self.param('position', NORMAL, (c.max_positions, c.width))
       x += table.astype(self.dtype)[positions]
@@ -305,13 +306,13 @@ def prefill(decoder: Decoder, params, prompts: Array, prompt_length: Array):
   """Runs prompts once per group.
 
   Args:
-    prompts: [B, P] int32, right-padded; prompt_length: [B] int32.
+    prompts: [B, P] int32 or [B, P, D], right-padded; prompt_length: [B] int32.
 
   Returns:
     The hidden state of each prompt's last token [B, 1, 1, D], and its `Prefix`.
   """
   slot = jnp.arange(prompts.shape[1])
-  positions = jnp.broadcast_to(slot[None], prompts.shape)[:, None]
+  positions = jnp.broadcast_to(slot[None], prompts.shape[:2])[:, None]
   hidden, kv = decoder.apply(
     {'params': params}, prompts[:, None], positions, causal(prompts.shape[1])
   )
@@ -320,11 +321,14 @@ def prefill(decoder: Decoder, params, prompts: Array, prompt_length: Array):
   return last, Prefix(kv, slot[None] < prompt_length[:, None])
 
 
-def extend(decoder: Decoder, params, batch_length: Array, completions: BGT, prefix):
-  """Hidden states [B, G, T, D] at every token of completions after their prompts."""
-  t = completions.shape[-1]
+def extend(decoder: Decoder, params, batch_length: Array, completions: Array, prefix):
+  """Hidden states [B, G, T, D] at every token of completions after their prompts.
+
+  Completions are [B, G, T] int32, or embeddings [B, G, T, D].
+  """
+  t = completions.shape[2]
   positions = batch_length[:, None, None] + jnp.arange(t)[None, None]
-  positions = jnp.broadcast_to(positions, completions.shape)
+  positions = jnp.broadcast_to(positions, completions.shape[:3])
   hidden, _ = decoder.apply(
     {'params': params}, completions, positions, causal(t), prefix
   )

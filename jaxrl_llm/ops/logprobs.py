@@ -55,6 +55,12 @@ def token_collision(
   return chunked(stats, (hidden, warmth), chunk)[0]
 
 
+def likeliest(hidden: Array, kernel: Array, *, cap=0.0, chunk: int = CHUNK) -> BGT:
+  """The token that each distribution makes most of; the arguments are token_stats'."""
+  best = lambda x: (logits(x, kernel, cap).argmax(-1),)
+  return chunked(best, hidden, chunk)[0]
+
+
 def token_divergence(
   sides: tuple, temperature: Array, beta: Array, *, caps=(0.0, 0.0), chunk: int = CHUNK
 ) -> BGT:

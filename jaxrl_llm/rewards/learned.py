@@ -57,7 +57,7 @@ def learned(
     steps: of a run of `prm`, a function of ops/step_scores.py. Lines are steps.
     members: of a run of `ensemble`, a function of ops/ensembles.py.
     user: of a run of `vpl`, a table of pairs that one user has chosen between, as many
-      as its training had in a row.
+      as its training had in a row; of `p_rlhf` a user's number, '' is anybody.
   """
   reading = make_reading(run, weights, principle, steps, members, user)
   model = restored.network(run, reading.role)
@@ -65,10 +65,11 @@ def learned(
   encode = coding.encoder(
     model.tokenizer, max_prompt=source.max_prompt, max_length=source.max_length
   )
-  see = forward.make_forward({reading.role: model.decoder})
+  soft = model.method.soft
+  see = forward.make_forward({reading.role: model.decoder}, soft)
 
   params = {reading.role: model.params}
-  if 'own' in reading.needs:
+  if 'own' in reading.needs or soft:
     params['own'] = restored.own(run, model)
 
   @jax.jit
@@ -112,6 +113,8 @@ def make_reading(
   needs = method.needs
   if method.serve:
     return served(method, user)
+  if method.soft:
+    return personal(user)
   if 'attributes' in needs:
     return rated(config.method.attributes, weights)
   if 'members' in needs:
@@ -144,6 +147,15 @@ def served(method: Method, user: str) -> Reading:
     return Example(prompts[0], said, (0.0,) * len(said), prompts=prompts)
 
   return Reading('reward', method.needs, example, value)
+
+
+def personal(user: str) -> Reading:
+  """The score to a user by number."""
+  if user and not user.isdecimal():
+    raise InputError(f'learned: user={user!r}; this run numbers its users.')
+  extra = {'user': float(user or 0)}
+  example = lambda sample, text: plain(sample, text)._replace(extra=extra)
+  return Reading('reward', ('score',), example, lambda out, rows: out.score[:, 0])
 
 
 def plain(sample: Sample, text: str) -> Example:
