@@ -1,4 +1,4 @@
-"""AOT, paired (2024), https://arxiv.org/abs/2406.05882.
+"""AOT, paired (Melnyk et al., 2024), https://arxiv.org/abs/2406.05882.
 
   d_i = the i-th smallest log pi_chosen - log pi_rejected of the minibatch
         minus the i-th smallest of the reference

@@ -1,4 +1,4 @@
-"""AOT, unpaired (2024), https://arxiv.org/abs/2406.05882.
+"""AOT, unpaired (Melnyk et al., 2024), https://arxiv.org/abs/2406.05882.
 
   d_i = the i-th smallest r of the minibatch's chosen completions
         minus the i-th smallest of its rejected ones,  r = beta sum_t log(pi / ref)

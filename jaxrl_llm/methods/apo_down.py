@@ -1,4 +1,4 @@
-"""APO-down, anchored (2024), https://arxiv.org/abs/2408.06266.
+"""APO-down, anchored (D'Oosterlinck et al., 2024), https://arxiv.org/abs/2408.06266.
 
   loss = E_pair[ sigmoid(r_chosen) + 1 - sigmoid(r_chosen - r_rejected) ]
 

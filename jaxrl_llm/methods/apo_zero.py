@@ -1,4 +1,4 @@
-"""APO-zero, anchored (2024), https://arxiv.org/abs/2408.06266.
+"""APO-zero, anchored (D'Oosterlinck et al., 2024), https://arxiv.org/abs/2408.06266.
 
   loss = E_pair[ 1 - sigmoid(r_chosen) + sigmoid(r_rejected) ]
 

@@ -1,4 +1,4 @@
-"""BCO (2024), https://arxiv.org/abs/2404.04656.
+"""BCO (Jung et al., 2024), https://arxiv.org/abs/2404.04656.
 
   r = beta sum_t log(pi / ref),  delta = 1/2 (mean r of good + mean r of bad), detached
   loss = E_good[ - log sigmoid(r - delta) ] + E_bad[ - log sigmoid(delta - r) ]

@@ -1,4 +1,4 @@
-"""CPL (2023), https://arxiv.org/abs/2310.13639.
+"""CPL (Hejna et al., 2023), https://arxiv.org/abs/2310.13639.
 
   A = alpha sum_t discount^t log pi(y_t),  t counts the tokens that the policy chose
   loss = E_pair[ log(1 + exp(lam A_rejected - A_chosen)) ]

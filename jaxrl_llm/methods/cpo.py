@@ -1,4 +1,4 @@
-"""CPO (2024), https://arxiv.org/abs/2401.08417.
+"""CPO (Xu et al., 2024), https://arxiv.org/abs/2401.08417.
 
   loss = E_pair[ - log sigmoid(r_chosen - r_rejected) + alpha nll ]
 

@@ -1,4 +1,4 @@
-"""DiscoPOP (2024), https://arxiv.org/abs/2406.08414.
+"""DiscoPOP (Lu et al., 2024), https://arxiv.org/abs/2406.08414.
 
   loss = E_pair[ (1 - s) (- log sigmoid(u)) + s exp(-u) ],  s = sigmoid(u / tau)
 

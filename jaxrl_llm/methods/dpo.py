@@ -1,4 +1,4 @@
-"""DPO (2023), https://arxiv.org/abs/2305.18290.
+"""DPO (Rafailov et al., 2023), https://arxiv.org/abs/2305.18290.
 
 r = beta sum_t log(pi / ref) of each completion
 loss = E_pair[ - log sigmoid(r_chosen - r_rejected) ]

@@ -1,4 +1,4 @@
-"""DPO-Positive (2024, Smaug), https://arxiv.org/abs/2402.13228.
+"""DPO-Positive (Pal et al., 2024, Smaug), https://arxiv.org/abs/2402.13228.
 
   rho = sum_t log(pi / ref) of each completion
   loss = E_pair[ - log sigmoid(beta (rho_chosen - lam max(0, - rho_chosen)

@@ -1,4 +1,4 @@
-"""EXO (2024), https://arxiv.org/abs/2402.00856.
+"""EXO (Ji et al., 2024), https://arxiv.org/abs/2402.00856.
 
   loss = E_group[ sum q log(q / p) ]
 

@@ -1,4 +1,4 @@
-"""f-DPO (2023), https://arxiv.org/abs/2309.16240.
+"""f-DPO (Wang et al., 2023), https://arxiv.org/abs/2309.16240.
 
   rho = sum_t log(pi / ref) of each completion
   loss = E_pair[ - log sigmoid(beta (f'(e^rho_chosen) - f'(e^rho_rejected))) ]

@@ -1,4 +1,4 @@
-"""InfoNCA (2024), https://arxiv.org/abs/2402.05369.
+"""InfoNCA (Chen et al., 2024), https://arxiv.org/abs/2402.05369.
 
   r = beta sum_t log(pi / ref) of each completion of a group
   p = softmax(reward / temperature),  q = softmax(r), over the group

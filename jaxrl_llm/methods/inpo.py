@@ -1,4 +1,4 @@
-"""INPO (2024), https://arxiv.org/abs/2407.00617.
+"""INPO (Zhang et al., 2024), https://arxiv.org/abs/2407.00617.
 
   anchor = (tau / eta) log ref + (1 - tau / eta) log pi_old
   h = sum_t (log pi - anchor) of the first completion minus that of the second

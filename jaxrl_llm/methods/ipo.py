@@ -1,4 +1,4 @@
-"""IPO (2023), https://arxiv.org/abs/2310.12036.
+"""IPO (Azar et al., 2023), https://arxiv.org/abs/2310.12036.
 
   loss = E_pair[ (h - 1 / (2 tau))^2 ]
 

@@ -1,4 +1,4 @@
-"""KTO (2024), https://arxiv.org/abs/2402.01306.
+"""KTO (Ethayarajh et al., 2024), https://arxiv.org/abs/2402.01306.
 
   rho = sum_t log(pi / ref),  z0 = max(0, mean of rho over mismatched rows), detached
   loss = E_row[ lam (1 - sigmoid(sign(reward) beta (rho - z0))) ]

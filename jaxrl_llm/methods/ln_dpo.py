@@ -1,4 +1,4 @@
-"""Length-normalised DPO (2024, Tulu 3),
+"""Length-normalised DPO (Lambert et al., 2024, Tulu 3),
 https://arxiv.org/abs/2411.15124.
 
   loss = E_pair[ - log sigmoid(r_chosen - r_rejected) ],  r = beta mean_t log(pi / ref)

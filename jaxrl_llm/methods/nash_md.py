@@ -1,4 +1,4 @@
-"""Nash-MD-PG (2023), https://arxiv.org/abs/2312.00886.
+"""Nash-MD-PG (Munos et al., 2023), https://arxiv.org/abs/2312.00886.
 
   A = P(y beats y') - 1/2 - tau sum_t log(pi_old / ref)
   loss = - E_seq[ A sum_t log pi(y_t) ],  y the first completion, y' the second

@@ -1,4 +1,4 @@
-"""NCA (2024), https://arxiv.org/abs/2402.05369.
+"""NCA (Chen et al., 2024), https://arxiv.org/abs/2402.05369.
 
   loss = - E_group[ sum (p log sigmoid(r) + 1 / G log sigmoid(-r)) ]
 

@@ -1,4 +1,4 @@
-"""Online IPO (2024), https://arxiv.org/abs/2403.08635.
+"""Online IPO (Calandriello et al., 2024), https://arxiv.org/abs/2403.08635.
 
   h = sum_t log(pi / ref) of the first completion minus that of the second
   loss = E_pair[ p (h - 1 / (2 tau))^2 + (1 - p) (h + 1 / (2 tau))^2 ]

@@ -1,4 +1,4 @@
-"""ORPO (2024), https://arxiv.org/abs/2403.07691.
+"""ORPO (Hong et al., 2024), https://arxiv.org/abs/2403.07691.
 
   p = exp(mean_t log pi),  o = log odds(p_chosen) - log odds(p_rejected)
   loss = E[ NLL(chosen) - lam log sigmoid(o) ]

@@ -1,4 +1,4 @@
-"""Plackett-Luce DPO (2023, app. A.3), https://arxiv.org/abs/2305.18290.
+"""Plackett-Luce DPO (Rafailov et al., 2023, app. A.3), https://arxiv.org/abs/2305.18290.
 
   s = beta sum_t log(pi / ref)
   loss = - E_list[ sum_i (s_i - log sum_j exp(s_j)) ],  j is i, or ranked below i

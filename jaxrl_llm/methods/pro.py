@@ -1,4 +1,4 @@
-"""PRO (2023), https://arxiv.org/abs/2306.17492.
+"""PRO (Song et al., 2023), https://arxiv.org/abs/2306.17492.
 
   s = mean_t log pi,  T_ij = reward_i - reward_j,  T_ii = max_j T_ij
   loss = E_list[ sum_i (log sum_j exp(T_ij s_j) - T_ii s_i) + sft (n - 1)^2 nll ]

@@ -1,4 +1,4 @@
-"""R-DPO, length-regularised (2024), https://arxiv.org/abs/2403.19159.
+"""R-DPO, length-regularised (Park et al., 2024), https://arxiv.org/abs/2403.19159.
 
   loss = E_pair[ - log sigmoid(r_chosen - r_rejected) ]
   r = beta sum_t log(pi / ref) + alpha length

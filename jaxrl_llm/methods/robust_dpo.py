@@ -1,4 +1,4 @@
-"""Robust DPO (2024), https://arxiv.org/abs/2403.00409.
+"""Robust DPO (Chowdhury et al., 2024), https://arxiv.org/abs/2403.00409.
 
   loss = E_pair[ (- (1 - flipped) log sigmoid(u) + flipped log sigmoid(-u))
                  / (1 - 2 flipped) ]

@@ -1,4 +1,4 @@
-"""SimPO (2024), https://arxiv.org/abs/2405.14734.
+"""SimPO (Meng et al., 2024), https://arxiv.org/abs/2405.14734.
 
   loss = - E_pair[ log sigmoid(r_chosen - r_rejected - gamma) ],  r = beta mean_t log pi
 

@@ -1,4 +1,4 @@
-"""SLiC-HF (2023), https://arxiv.org/abs/2305.10425.
+"""SLiC-HF (Zhao et al., 2023), https://arxiv.org/abs/2305.10425.
 
   loss = E_pair[ max(0, delta - l_chosen + l_rejected) - lam l_chosen ]
 

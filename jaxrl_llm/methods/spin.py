@@ -1,4 +1,4 @@
-"""SPIN (2024), https://arxiv.org/abs/2401.01335, self-play fine-tuning.
+"""SPIN (Chen et al., 2024), https://arxiv.org/abs/2401.01335, self-play fine-tuning.
 
   h = sum_t log(pi / p) of the data's answer minus that of p's own, p the opponent
   loss = - E[ log sigmoid(lam h) ]

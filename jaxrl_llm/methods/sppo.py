@@ -1,4 +1,4 @@
-"""SPPO (2024), https://arxiv.org/abs/2405.00675, self-play.
+"""SPPO (Wu et al., 2024), https://arxiv.org/abs/2405.00675, self-play.
 
   P = mean over the group of how likely y beats one of it, itself as 1/2
   loss = E_seq[ (sum_t log(pi / pi_old) - eta (P - 1/2))^2 ]

@@ -1,4 +1,4 @@
-"""TDPO (2024), https://arxiv.org/abs/2404.11999.
+"""TDPO (Zeng et al., 2024), https://arxiv.org/abs/2404.11999.
 
   D = sum_t KL(ref || pi) of the whole distributions at the completion's tokens
   tdpo2: loss = - E[ log sigmoid(beta (h - alpha (D_rejected - sg(D_chosen)))) ]

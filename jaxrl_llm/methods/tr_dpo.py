@@ -1,4 +1,4 @@
-"""TR-DPO, trust region (2024), https://arxiv.org/abs/2404.09656.
+"""TR-DPO, trust region (Gorbatovski et al., 2024), https://arxiv.org/abs/2404.09656.
 
   loss = dpo's, of a reference that follows:
   every `every` updates  ref <- alpha pi + (1 - alpha) ref;  alpha 1 copies the policy

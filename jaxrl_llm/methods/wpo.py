@@ -1,4 +1,4 @@
-"""WPO (2024), https://arxiv.org/abs/2406.11827.
+"""WPO (Zhou et al., 2024), https://arxiv.org/abs/2406.11827.
 
   w = exp(mean_t (log pi - log sum_v pi(v)^2)) of each completion, detached
   loss = E_pair[ w_chosen w_rejected (- log sigmoid(u)) ]
