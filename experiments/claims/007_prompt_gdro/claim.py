@@ -78,7 +78,8 @@ def measure(state, key):
     return right(batch).any(1).reshape(KINDS, -1).mean(1)
 
   seen, held = passed(TRAIN, 0), passed(HELD, 1)
-  weight = jnp.exp(0.65 * state.extra.get('gdro_score', jnp.zeros(1)))
+  score = jnp.clip(state.extra.get('gdro_score', jnp.zeros(1)), -5.0, 5.0)
+  weight = jnp.minimum(jnp.exp(0.65 * score), 15.0)  # As the method has it.
   return {
     'held_pass': held.mean(),
     'pass': seen.mean(),
