@@ -1,4 +1,4 @@
-"""Weights for the sampler's error, where it has none, a small one and a large one."""
+"""Weights for the sampler's error, where it has none, or is rounded ever more."""
 
 import functools
 
@@ -10,7 +10,7 @@ from jaxrl_llm.methods.grpo import grpo
 from jaxrl_llm.ops import importance, kl
 
 METHODS = ('grpo',)
-METRICS = ('accuracy', 'gap', 'off')
+METRICS = ('accuracy', 'millinats', 'off')
 NET = small.Net(vocab=6, prompt=4, length=4, memory=2)
 QUESTIONS, RIGHT = small.sorting(4, 6)
 SEEDS, STEPS, CAP = 6, 200, 2.0
@@ -18,6 +18,7 @@ ROUNDED = {
   'float32': jnp.float32,
   'bfloat16': jnp.bfloat16,
   'float8': jnp.float8_e4m3fn,
+  'float4': jnp.float4_e2m1fn,
 }
 FORWARD = small.make_forward(NET)
 
@@ -59,8 +60,8 @@ def draw(state, key, *, kind):
 
 
 def measure(state, key, *, kind):
-  """Accuracy of the policy itself; KL(sampler || policy) a token, from k3; the largest
-  |w - 1| of a token.
+  """Accuracy of the policy itself; KL(sampler || policy) a token in thousandths of
+  nats, from k3; the largest |w - 1| of a token.
   """
   exact = sampled(state, key, QUESTIONS[:512], 4, jnp.float32)
   batch = sampled(state, key, QUESTIONS[:512], 4, kind)
@@ -68,7 +69,7 @@ def measure(state, key, *, kind):
   weight = jnp.exp(logp - batch.behavior_logp)
   return {
     'accuracy': RIGHT(exact).mean(),
-    'gap': kl.k3(batch.behavior_logp, logp).mean(),
+    'millinats': 1e3 * kl.k3(batch.behavior_logp, logp).mean(),
     'off': jnp.abs(weight - 1.0).max(),
   }
 
@@ -83,5 +84,6 @@ def parts(told):
     - abs(gain('float32', last)),
     'accuracy at the end with TIS less without, bfloat16': gain('bfloat16', last),
     'the same, float8': gain('float8', last),
-    'over the run, the same, float8': gain('float8', mean),
+    'the same, float4': gain('float4', last),
+    'over the run, the same, float4': gain('float4', mean),
   }
