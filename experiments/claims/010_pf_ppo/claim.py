@@ -33,6 +33,7 @@ def run():
   )[1]
   found = {'PPO': train()}
   found |= {name: train(kind=kind) for name, kind in FILTERS.items()}
+  found['all alike, drawn again'] = train(kind='alike')
   found['PPO, exact'] = train(exact=True)
   for name in ('best-random', 'best-worst'):
     found[f'{name}, exact'] = train(kind=FILTERS[name], exact=True)
@@ -72,8 +73,9 @@ def drawn(state, key, prompts, *, kind='', exact=False):
   batch = batch.replace(reward=true if exact else learned(keys[2], true))
   if not kind:
     return batch, true
-  share = jnp.asarray(filtration.weights(np.arange(GROUP), kind))
-  chance = share[order(keys[3], batch.reward)][:, None]
+  alike = kind == 'alike'
+  share = np.ones(GROUP) if alike else filtration.weights(np.arange(GROUP), kind)
+  chance = jnp.asarray(share)[order(keys[3], batch.reward)][:, None]
   rows = jax.random.categorical(keys[4], jnp.log(chance), shape=(prompts, GROUP))
   pick = lambda x: jnp.take_along_axis(x, rows, 1)
   behavior = jnp.take_along_axis(batch.behavior_logp, rows[..., None], 1)
