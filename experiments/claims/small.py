@@ -183,9 +183,9 @@ def born(net: Net, seeds: int, roles=('policy',)) -> dict:
   keys = jax.vmap(jax.random.key)(jnp.arange(seeds))
 
   def one(key):
-    outputs = {'policy': net.vocab, 'critic': 1}
+    outputs = lambda role: net.vocab if role == 'policy' else 1
     return {
-      role: init(net, jax.random.fold_in(key, i), outputs[role])
+      role: init(net, jax.random.fold_in(key, i), outputs(role))
       for i, role in enumerate(roles)
     }
 
