@@ -64,9 +64,7 @@ def questions(key, n):
 def pairs(state, key):
   """The reference's completions, labelled by Bradley and Terry on gold."""
   keys = jax.random.split(key, 3)
-  batch = small.sample(
-    NET, state.frozen['ref'], keys[0], questions(keys[1], PAIRS), 2
-  )
+  batch = small.sample(NET, state.frozen['ref'], keys[0], questions(keys[1], PAIRS), 2)
   found = vectors.judged(keys[2], features(batch), gold(batch))
   return vectors.compared(found), small.spent(batch)
 
@@ -102,7 +100,9 @@ def par(score, known):
 def measure(state, key):
   now, ref = state.params['policy'], state.frozen['ref']
   batch = small.sample(NET, now, key, questions(key, 64), 8)
-  logp = lambda tree: small.make_forward(NET)({'policy': tree}, {}, batch, ['logp']).logp
+  logp = lambda tree: (
+    small.make_forward(NET)({'policy': tree}, {}, batch, ['logp']).logp
+  )
   return {
     'gold': gold(batch).mean(),
     'proxy': proxy(state.frozen, batch).mean(),

@@ -65,9 +65,7 @@ def learned(world, count):
   start = {'reward': vectors.born(SEEDS, SIZE + 1, 64, 1)}
   frozen = {'x': world['x'], 'gold': world['gold']}
   how = dict(frozen=frozen, steps=600, every=600)
-  model, _ = small.run(
-    vectors.forward, pairs, bradley_terry(l2=0.001), start, **how
-  )
+  model, _ = small.run(vectors.forward, pairs, bradley_terry(l2=0.001), start, **how)
   return jax.vmap(vectors.say)(model['reward'], world['x'])[..., 0]
 
 
