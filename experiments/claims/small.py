@@ -99,7 +99,12 @@ def entropy(x: Array, batch: Batch) -> Array:
   return -jnp.sum(jnp.exp(found) * found, -1)
 
 
-READ = {'logp': logp, 'entropy': entropy, 'value': lambda x, batch: x[..., 0]}
+READ = {
+  'logp': logp,
+  'entropy': entropy,
+  'value': lambda x, batch: x[..., 0],
+  'score': lambda x, batch: x[..., -1, 0],
+}
 
 
 # ---- Completions ---------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Best of n by one reward model and by five, trained on labels of which a quarter lie."""
+"""Best of n by one reward model and by five, where a quarter of the labels lie."""
 
 import jax
 import jax.numpy as jnp

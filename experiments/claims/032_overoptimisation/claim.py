@@ -1,4 +1,4 @@
-"""Gold against the root of KL, where proxies of few and many comparisons are pressed."""
+"""Gold against the root of KL, by proxies of few comparisons and of many."""
 
 import jax
 import jax.numpy as jnp
