@@ -68,7 +68,7 @@ def curves(gold, proxy):
     [
       {'step': n, 'rollouts': float(n), 'tokens': 0.0}
       | {name: best(x[seed], n) for name, x in tables.items()}
-      for n in 4 ** np.arange(7)
+      for n in [4**i for i in range(7)]
     ]
     for seed in range(SEEDS)
   ]

@@ -95,7 +95,7 @@ def best(world):
     'd': best_of_n.kl(n) ** 0.5,
   }
   rows = zip(np.asarray(world['gold']), np.asarray(world['proxy']))
-  return [[record(*row, n) for n in 2 ** np.arange(12)] for row in rows]
+  return [[record(*row, n) for n in [2**i for i in range(12)]] for row in rows]
 
 
 def fitted(curves, law):
