@@ -29,7 +29,8 @@ def run():
   method = ensemble(members=MEMBERS, l2=0.001, bootstrap=False)
   how = dict(frozen={'data': data}, rate=3e-3, steps=STEPS, every=STEPS)
   models, _ = small.run(vectors.forward, some, method, start, **how)
-  scored = jax.jit(jax.vmap(scores))(jnp.arange(SEEDS), truth, models['ensemble'])
+  each_seed = (jnp.arange(SEEDS), truth, models['ensemble'])
+  scored = jax.jit(lambda: jax.lax.map(lambda x: scores(*x), each_seed))()
   gold, each = map(np.asarray, scored)
   return {arm: curves(gold, np.asarray(join(each))) for arm, join in JOIN.items()}
 
