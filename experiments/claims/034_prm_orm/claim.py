@@ -12,7 +12,7 @@ from jaxrl_llm.types import Outputs
 METHODS = ('prm', 'orm')
 METRICS = ('right', 'sound', 'majority', 'one')
 BASE, LENGTH, ERRORS = 5, 6, 0.25  # A step is wrong so often.
-SEEDS, STEPS, QUESTIONS, ANSWERS = 8, 600, 5000, 64
+SEEDS, STEPS, QUESTIONS, ANSWERS = 8, 2400, 5000, 64
 
 
 def run():
