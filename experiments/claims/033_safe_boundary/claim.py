@@ -21,8 +21,8 @@ SEEDS, STEPS, DELTA, TESTED = 500, 1000, 0.1, 1000
 def run():
   roles = ('policy', 'critic', 'cost_critic')
   start = small.born(NET, SEEDS, roles)
-  lagrangian = safe_rlhf(beta=0.0, rate=0.1)
-  bounded = hc_rlhf(beta=0.0, rate=0.1, delta=DELTA, safety_size=TESTED)
+  lagrangian = safe_rlhf(rate=0.1)
+  bounded = hc_rlhf(rate=0.1, delta=DELTA, safety_size=TESTED)
   return {
     'Safe-RLHF': trained(lagrangian, start),
     'HC-RLHF': trained(bounded, {'policy': start['policy']}),
@@ -31,7 +31,13 @@ def run():
 
 def trained(method, start):
   """The last record of each seed, with what the safety test says."""
-  how = dict(rate=0.01, steps=STEPS, every=STEPS, measure=measure)
+  how = dict(
+    frozen={'ref': start['policy']},
+    rate=0.01,
+    steps=STEPS,
+    every=STEPS,
+    measure=measure,
+  )
   params, curves = small.run(NET, draw, method, start, **how)
   costs = jax.jit(jax.vmap(fresh))(jnp.arange(SEEDS), params['policy'])
   safe = safety.is_safe(np.asarray(costs), threshold=0.0, delta=DELTA)

@@ -20,7 +20,11 @@ def run():
   train = lambda method: small.run(
     NET, draw, method, {'policy': policy, 'prm': policy}, **how
   )[1]
-  return {'outcomes alone': train(prime(process=0.0)), 'PRIME': train(prime())}
+  return {
+    'outcomes alone': train(prime(process=0.0)),
+    'PRIME': train(prime()),
+    'PRIME, process 0.25': train(prime(process=0.25)),
+  }
 
 
 def demonstrations(key):
