@@ -99,7 +99,12 @@ def entropy(x: Array, batch: Batch) -> Array:
   return -jnp.sum(jnp.exp(found) * found, -1)
 
 
-READ = {'logp': logp, 'entropy': entropy, 'value': lambda x, batch: x[..., 0]}
+READ = {
+  'logp': logp,
+  'entropy': entropy,
+  'value': lambda x, batch: x[..., 0],
+  'score': lambda x, batch: x[..., -1, 0],
+}
 
 
 # ---- Completions ---------------------------------------------------------------------
@@ -183,9 +188,9 @@ def born(net: Net, seeds: int, roles=('policy',)) -> dict:
   keys = jax.vmap(jax.random.key)(jnp.arange(seeds))
 
   def one(key):
-    outputs = {'policy': net.vocab, 'critic': 1}
+    outputs = lambda role: net.vocab if role == 'policy' else 1
     return {
-      role: init(net, jax.random.fold_in(key, i), outputs[role])
+      role: init(net, jax.random.fold_in(key, i), outputs(role))
       for i, role in enumerate(roles)
     }
 
