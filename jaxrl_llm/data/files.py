@@ -98,17 +98,21 @@ def reader(convert, columns: dict, as_chat: bool) -> Callable[[dict], Example]:
   """Row to example: fields renamed, converted, a bare prompt put into a message."""
 
   def read(row: dict) -> Example:
-    if missing := [theirs for theirs in columns.values() if theirs not in row]:
-      raise InputError(f'no field {missing[0]!r}; there are {", ".join(sorted(row))}.')
-    taken = {our: row[theirs] for our, theirs in columns.items()}
-    others = {k: v for k, v in row.items() if k not in columns.values()}
-    example = check(called(convert, others | taken))
+    example = check(called(convert, renamed(row, columns)))
     if as_chat and isinstance(example.prompt, str):
       asked = [{'role': 'user', 'content': example.prompt}]
       return example._replace(prompt=asked)
     return example
 
   return read
+
+
+def renamed(row: dict, columns: dict[str, str]) -> dict:
+  """The row under our names."""
+  if missing := [theirs for theirs in columns.values() if theirs not in row]:
+    raise InputError(f'no field {missing[0]!r}; there are {", ".join(sorted(row))}.')
+  taken = {our: row[theirs] for our, theirs in columns.items()}
+  return {k: v for k, v in row.items() if k not in columns.values()} | taken
 
 
 def called(convert, row: dict) -> Example:
