@@ -33,7 +33,9 @@ def main(argv: list[str]) -> None:
   parser.add_argument(
     '--threshold', type=float, help="of cosines; the embedding's own if not given"
   )
-  parser.add_argument('--columns', default='', help='prompt=context,completion=response')
+  parser.add_argument(
+    '--columns', default='', help='prompt=context,completion=response'
+  )
   parser.add_argument('--batch', type=int, default=64, help='feedbacks asked at once')
   args = parser.parse_args(argv)
   folder = Path(args.folder)

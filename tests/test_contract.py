@@ -61,6 +61,7 @@ METHODS = {
   'cgpo_codpo': {},
   'cgpo_crraft': {},
   'grpo_care': {},
+  'rlbff_generative': {},
   'rollout_gdro': {
     **{'prompts': 16, 'history': 4, 'count': 3},
     **{'least': 2, 'most': 4, 'mean': 2},

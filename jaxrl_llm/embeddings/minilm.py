@@ -20,7 +20,7 @@ from jaxrl_llm.types import InputError
 LONGEST = 256  # Tokens of a text; the rest is cut, as published.
 
 
-def minilm(*, path: str = '', threshold: float = 0.5) -> Embedder:
+def minilm(*, path: str = '', threshold: float = 0.4) -> Embedder:
   """Cosines of meaning.
 
   Args:

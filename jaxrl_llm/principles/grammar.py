@@ -183,9 +183,16 @@ def claims(told: str) -> Iterator[tuple[str, str, str]]:
     for fulfilment, forms in SAID.items():
       for form in forms:
         start, end = form.split('{}')
-        found = re.fullmatch(f'{re.escape(start)}(.+){re.escape(end)}', sentence.strip())
+        found = re.fullmatch(
+          f'{re.escape(start)}(.+){re.escape(end)}', sentence.strip()
+        )
         if found:
           yield sentence.strip(), fulfilment, found[1]
+
+
+def table() -> Iterator[Row]:
+  """For 'python:jaxrl_llm.principles.grammar.table'."""
+  return feedback(size=100)
 
 
 # ---- How well the principles were found ----------------------------------------------
