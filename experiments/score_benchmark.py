@@ -4,8 +4,9 @@ r"""Scores a reward on a benchmark of reward models, by the benchmark's own rule
 
 --by is any reward of jaxrl_llm/rewards, or a dotted path to your own: `characters`
 (length alone), 'likelihood(model="smollm2")', 'judge(by=...)'. `judge_pairs(by=...)` is
-asked about pairs, in both orders. On `principles`
-'learned(run=..., principle="@principle")' is asked about each item's own. PATH is a published file, or a table with its fields.
+asked about pairs, in both orders. On the benchmark principles,
+'learned(run=..., principle="@principle")' is asked about each item's own. PATH is
+a published file, or a table with its fields.
 """
 
 import argparse

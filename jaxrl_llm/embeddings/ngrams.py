@@ -1,7 +1,7 @@
 """Texts as counts of their letters in threes, hashed: needs no model.
 
-It sees letters and no meaning: 'brevity' and 'conciseness' are far apart. For tests, and
-where nothing better can be had.
+It sees letters and no meaning: 'brevity' and 'conciseness' are far apart. For tests,
+and where nothing better can be had.
 """
 
 import zlib

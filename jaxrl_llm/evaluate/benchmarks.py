@@ -4,9 +4,9 @@
   reward_bench_2  RewardBench 2 (2025), https://arxiv.org/abs/2506.01937
   rm_bench        RM-Bench (2024), https://arxiv.org/abs/2410.16184
   judge_bench     JudgeBench (2024), https://arxiv.org/abs/2410.12784
-  principles      pairs of which one keeps a principle; ours, after the PrincipleBench of
-                  RLBFF (2025), https://arxiv.org/abs/2509.21319, whose rows and whose
-                  construction were not found: no number here is comparable with its
+  principles      pairs of which one keeps a principle: ours, after the PrincipleBench
+                  of RLBFF (2025), https://arxiv.org/abs/2509.21319, whose rows and
+                  construction were not found; numbers are not comparable
 
 A benchmark reads rows to items, and an item's responses have one score each; the table
 of results is a function of items and scores alone. A tie is never right.

@@ -7,8 +7,8 @@
 
 Differs from rlbff: no word is imitated, the policy reasons first and is paid by how
 sure it then is of what is right, whichever it says. R stands in the place of
-config.rewards. That failed pays as little as the worst verdict, the bound of 10 and beta
-1e-4 are ours, and so is the clip: the paper's values were not found.
+config.rewards. That failed pays as little as the worst verdict, the bound of 10, beta
+1e-4 and the clip are ours: the paper's values were not found.
 """
 
 import jax.numpy as jnp

@@ -54,7 +54,7 @@ def extract(ask: verdicts.Ask, feedback: Sequence[str]) -> list[list[Claim] | No
 
 
 def read(reply: str, mark: str) -> list[Claim] | None:
-  """The list behind the last mark; what is in it but no claim has an empty principle."""
+  """The list behind the last mark, as it is; see `claim`. None where there is none."""
   _, marked, said = reply.rpartition(mark)
   if not marked or '[' not in said:
     return None

@@ -1,6 +1,6 @@
 """A world of feedback whose truth is known, to test how principles are found in it.
 
-Answers to small sums keep eight principles or not, which a function of the text decides.
+Answers to small sums keep eight principles or not: a function of the text decides.
 Three annotators each speak of most of them, in sentences of their own choice, and are
 sometimes wrong; a reader by rules stands for the language model, and sometimes makes
 something up. Sentences, words and rates are ours.
@@ -118,14 +118,14 @@ def feedback(
   noise: float = 0.05,
   seed: int = 0,
 ) -> Iterator[Row]:
-  """Rows {prompt, completion, annotator, feedback, said, kept}, `annotators` a response.
+  """Rows {prompt, completion, annotator, feedback, said, kept}, one an annotator.
 
   Args:
     mention: how likely an annotator speaks of a principle.
     noise: how likely what they say of it is wrong.
 
   Returns:
-    `said` is what the feedback says, {principle: 'Yes' or 'No'}; `kept` is what is true.
+    `said` is what the feedback says, {principle: 'Yes' or 'No'}; `kept` what is true.
     Both are by the names in RULES and beside what principles/table.py reads.
   """
   rng = random.Random(f'{seed}/feedback')
@@ -242,7 +242,7 @@ def separation(vectors, threshold: float) -> dict[str, float]:
 
 
 def pairs(*, size: int, seed: int = 0) -> Iterator[Row]:
-  """Rows {prompt, chosen, rejected, principle}: the first keeps it, the other does not."""
+  """Rows {prompt, chosen, rejected, principle, rule}, of which `chosen` keeps it."""
   rng = random.Random(f'{seed}/pairs')
   names = [*RULES]
   for i in range(size):

@@ -66,7 +66,7 @@ def of_response(group, vectors: dict, threshold: float) -> tuple[list[Row], Coun
   annotator = [who for who, _ in claims]
   if len({row.annotator for row, _ in group}) < 2:
     return [], Counter({'of one annotator alone': len(claims)})
-  if not set(annotator) == {row.annotator for row, _ in group}:
+  if set(annotator) != {row.annotator for row, _ in group}:
     return [], Counter({'not agreed on': len(claims)})
   points = np.stack([vectors[x.principle] for _, x in claims])
   rows, size = consensus.agreed([x for _, x in claims], annotator, points, threshold)

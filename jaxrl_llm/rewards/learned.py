@@ -174,8 +174,8 @@ def named(principle: str, sample: Sample) -> str:
   said = own.get(principle[1:]) if principle.startswith('@') else principle
   if not said:
     raise InputError(
-      f'principle={principle!r}, and record {sample.record.id} has {sorted(own)} in its '
-      'extra.'
+      f'principle={principle!r}, and record {sample.record.id} has {sorted(own)} in '
+      'its extra.'
     )
   return said
 

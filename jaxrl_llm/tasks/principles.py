@@ -14,8 +14,8 @@ from jaxrl_llm.tasks.records import Record, Task
 from jaxrl_llm.types import InputError
 
 ASK = (
-  '\n\nDoes the response keep this principle? Give reasons, and end with the word Yes or '
-  'No.'
+  '\n\nDoes the response keep this principle? Give reasons, and end with the word Yes '
+  'or No.'
 )
 
 
