@@ -7,11 +7,12 @@ from collections import Counter
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import runs
 import toy
 from test_judges import serving
 from test_scripts import script
 
-from jaxrl_llm import build, sources, spoken, types
+from jaxrl_llm import build, forward, restored, sources, spoken, types
 from jaxrl_llm.data import kinds, reshape, solutions
 from jaxrl_llm.embeddings.embedder import Embedder
 from jaxrl_llm.embeddings.minilm import minilm
@@ -22,6 +23,7 @@ from jaxrl_llm.models import pretrained
 from jaxrl_llm.ops import logprobs
 from jaxrl_llm.principles import consensus, extraction, fuzzy, grammar, table
 from jaxrl_llm.principles.extraction import Claim
+from jaxrl_llm.rewards.reasoned import reasoned
 from jaxrl_llm.rewards.sample import Sample
 from jaxrl_llm.tasks import principles, questions
 from jaxrl_llm.tasks.records import Record
@@ -417,6 +419,43 @@ def test_a_verdict_has_to_be_marked():
   batch = batch.replace(extra={})
   with pytest.raises(InputError, match='where does the verdict stand'):
     build.method('rlbff_generative').prepare(toy.state(), batch)
+
+
+def test_the_odds_sensor_and_the_served_verdict(monkeypatch):
+  """Of y and n after the prompt: their log-probs' difference, and what
+  the reward says where the model answers with either of them.
+  """
+  folder = runs.finished('rlbff_generative')
+  model = restored.network(str(folder), 'policy')
+  y, n, end = (model.tokenizer.convert_tokens_to_ids(x) for x in ('y', 'n', '<eos>'))
+  record = Record(0, [dict(role='user', content='q')], '', {'rule': '='})
+  asked = principles.messages(record.messages, 'a', '=', '')
+  ids = np.array([pretrained.encode_chat(model.tokenizer, asked)], np.int32)
+  tokens = np.array([[[y, end], [n, end]]], np.int32)
+  size = np.array([ids.shape[1]], np.int32)
+  batch = types.make_batch(ids, size, tokens, np.full((1, 2), 2, np.int32))
+  batch = batch.replace(extra={'verdict_ids': np.array([[y, n]], np.int32)})
+  see = forward.make_forward({'policy': model.decoder})
+  told = see({'policy': model.params}, {}, batch, ['logp', 'odds'])
+  due = float(told.logp[0, 0, 0] - told.logp[0, 1, 0])
+  np.testing.assert_allclose(told.odds[0, :, 0], due, atol=1e-4)
+
+  said = [y, n, 0]  # The last has no verdict.
+
+  def sampler(*args, **options):
+    stops = np.array([[[x, end]] for x in said], np.int32)
+    full, ones = np.full((3, 1), 2), np.ones((3, 1))
+    nothing = (None,) * 4
+    return lambda *asked: types.Rollout(stops, full, *nothing, ones, None)
+
+  monkeypatch.setattr('jaxrl_llm.rewards.reasoned.make_sampler', sampler)
+  how = dict(run=str(folder), principle='@rule', missing=-3.0, batch=3)
+  reward = reasoned(**how)
+  rows = [Sample('q', 'a', 1, False, record)] * 3
+  np.testing.assert_allclose(reward.score(rows), [due, due, -3.0], atol=1e-4)
+  assert reward.score([rows[0]._replace(truncated=True)]) == [-3.0]
+  with pytest.raises(InputError, match='principles is due'):
+    reasoned(run=str(runs.finished()), principle='=')
 
 
 LETTERS = 'python:jaxrl_llm.data.letters.principles'
