@@ -41,42 +41,11 @@ def reasoned(
     batch: completions at once.
   """
   model = restored.network(run, 'policy')
-  told, source, tokenizer = model.config.task, model.config.source, model.tokenizer
+  told, room = model.config.task, model.config.source.max_prompt
   if told.name != 'principles':
     raise InputError(f'reasoned: {run} is of task {told.name}; principles is due.')
-  room, size = source.max_prompt, max_length or source.max_length
-  sample = make_sampler(model.decoder, group=1, max_length=size)
-  ids = spoken.tokens(tokenizer, told.verdicts)
-  stops = pretrained.stop_ids(tokenizer)
-  said = dict(max_length=size, stop_ids=stops, temperature=temperature)
-  how, see = (
-    draw.options(batch, **said),
-    forward.make_forward({'policy': model.decoder}),
-  )
-  read = lambda tree, rows: see({'policy': tree}, {}, rows, ['odds']).odds
-  read = jax.jit(read)
-
-  def some(rows: Sequence[list[int]]) -> np.ndarray:
-    filled = [*rows, *[rows[-1]] * (batch - len(rows))]
-    tokens, length = sources.pad(filled, room)
-    numbers, key = np.arange(batch, dtype=np.int32), jax.random.key(seed)
-    asked = (tokens, length, numbers, how, key, np.int32(0))
-    rollout = jax.device_get(sample(model.params, *asked))
-    told = types.make_batch(tokens, length, rollout.tokens, rollout.length)
-    told = told.replace(truncated=np.float32(rollout.stop_reason == 0))
-    where = spoken.places(told, ids)
-    told = told.replace(extra={'verdict_ids': np.tile(ids, (batch, 1))})
-    odds = (np.asarray(read(model.params, told)) * where).sum(-1)
-    return np.where(where.any(-1), odds, missing)[: len(rows), 0]
-
-  def score(samples: Sequence[Sample]) -> np.ndarray:
-    coded = [asked(s) for s in samples]
-    fit = [i for i, row in enumerate(coded) if 0 < len(row) <= room]
-    found = np.full(len(samples), missing, np.float64)
-    for start in range(0, len(fit), batch):
-      turn = fit[start : start + batch]
-      found[turn] = some([coded[i] for i in turn])
-    return found
+  size = max_length or model.config.source.max_length
+  said = make_verdicts(model, room, size, temperature, batch, seed)
 
   def asked(s: Sample) -> list[int]:
     """What the model is asked of a sample, or nothing where there is no answer."""
@@ -84,6 +53,50 @@ def reasoned(
       return []
     rule = learned.named(principle, s)
     whole = principles.messages(s.record.messages, s.completion, rule, told.ask)
-    return pretrained.encode_chat(tokenizer, whole)
+    return pretrained.encode_chat(model.tokenizer, whole)
+
+  def score(samples: Sequence[Sample]) -> np.ndarray:
+    coded = [asked(s) for s in samples]
+    fit = [i for i, row in enumerate(coded) if 0 < len(row) <= room]
+    found = np.full(len(samples), missing, np.float64)
+    for start in range(0, len(fit), batch):
+      turn = fit[start : start + batch]
+      odds, there = said([coded[i] for i in turn])
+      found[turn] = np.where(there, odds, missing)
+    return found
 
   return Batched(score)
+
+
+def make_verdicts(model, room: int, size: int, temperature: float, batch: int, seed):
+  """Returns `said(rows of ids) -> (log odds [N], whether there is a verdict [N])`.
+
+  Args:
+    model: a restored.Network.
+    room, size: tokens of a prompt, and of reasons with their verdict.
+    batch: rows at once, at most.
+  """
+  sample = make_sampler(model.decoder, group=1, max_length=size)
+  ids = spoken.tokens(model.tokenizer, model.config.task.verdicts)
+  stops = pretrained.stop_ids(model.tokenizer)
+  options = dict(max_length=size, stop_ids=stops, temperature=temperature)
+  how, key = draw.options(batch, **options), jax.random.key(seed)
+  see = forward.make_forward({'policy': model.decoder})
+  read = jax.jit(lambda tree, rows: see({'policy': tree}, {}, rows, ['odds']).odds)
+  numbers = np.arange(batch, dtype=np.int32)
+
+  def said(rows: Sequence[list[int]]) -> tuple[np.ndarray, np.ndarray]:
+    filled = [*rows, *[rows[-1]] * (batch - len(rows))]
+    tokens, length = sources.pad(filled, room)
+    asked = (tokens, length, numbers, how, key, np.int32(0))
+    rollout = jax.device_get(sample(model.params, *asked))
+    told = types.make_batch(tokens, length, rollout.tokens, rollout.length)
+    told = told.replace(
+      truncated=np.float32(rollout.stop_reason == 0),
+      extra={'verdict_ids': np.tile(ids, (batch, 1))},
+    )
+    where = spoken.places(told, ids)
+    odds = (np.asarray(read(model.params, told)) * where).sum(-1)
+    return odds[: len(rows), 0], where.any(-1)[: len(rows), 0]
+
+  return said
