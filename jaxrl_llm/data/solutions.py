@@ -45,13 +45,14 @@ def solutions(
   return Data(train, test, digest.hexdigest(), report)
 
 
-def principles(rows: Iterable[dict], *, lines: int = 5) -> Iterator[dict]:
+def principles(rows: Iterable[dict], *, lines: int = 4) -> Iterator[dict]:
   """Kind 'principles': what is known of each solution, true or not, in four records.
 
   For experiments/reshape.py. The principles, and their words, are ours.
 
   Args:
-    lines: a solution is short with at most so many; 5 is the median of GSM8K's own.
+    lines: a solution is short with at most so many; 4 is the median of the file's
+      own, the answer's line included.
   """
   for row in rows:
     asked = text(row, 'question')
