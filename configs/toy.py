@@ -66,6 +66,11 @@ def get_config(method: str = 'grpo') -> config_dict.ConfigDict:
     return c
   c.task = dict(name='letters', alphabet='abcd', length=3, test_size=16, seed=0)
   c.rewards = dict(letter=dict(name='checker', binary=False, weight=1.0))
+  if method == 'rlbff_generative':
+    path, words = 'python:jaxrl_llm.data.letters.principles', ('y', 'n')
+    c.task = dict(name='principles', path=path, test_size=16, ask='', verdicts=words)
+    c.rewards = dict(right=dict(name='checker', binary=True, weight=1.0))
+    c.source.verdict = True
   if method in ('refuel', 'score_rl'):
     pairs = method == 'refuel'
     c.source = played(16, 2 if pairs else 8, 16, 16, turns=2)

@@ -4,7 +4,9 @@ r"""Scores a reward on a benchmark of reward models, by the benchmark's own rule
 
 --by is any reward of jaxrl_llm/rewards, or a dotted path to your own: `characters`
 (length alone), 'likelihood(model="smollm2")', 'judge(by=...)'. `judge_pairs(by=...)` is
-asked about pairs, in both orders. PATH is a published file, or a table with its fields.
+asked about pairs, in both orders. On the benchmark principles,
+'learned(run=..., principle="@principle")' is asked about each item's own. PATH is
+a published file, or a table with its fields.
 """
 
 import argparse
@@ -51,7 +53,7 @@ def samples(items) -> list[Sample]:
       text,
       0,
       False,
-      records.Record(i, records.chat(item.prompt), item.responses[0], {}),
+      records.Record(i, records.chat(item.prompt), item.responses[0], item.extra),
     )
     for i, item in enumerate(items)
     for text in item.responses

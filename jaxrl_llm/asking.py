@@ -19,6 +19,7 @@ from jaxrl_llm import (
   shapes,
   sharding,
   sources,
+  spoken,
 )
 from jaxrl_llm.data import chat, examples
 from jaxrl_llm.evaluate import held_out
@@ -52,6 +53,8 @@ def questions(config, decoder, model, text, mesh) -> Feed:
   place = functools.partial(sharding.put_batch, mesh=mesh)
   source = fresh(config, ask, make_tell(config, task, reward), sampler, decoder, place)
   source = shaped(source, config, ask)
+  if s.get('verdict'):
+    source = spoken.judged(source, model.tokenizer, task.train)
   alone, priced = sampler(1, config.evaluation.batch), make_priced(config, task)
   task, apart = set_apart(task, config.get('safety', {}).get('size', 0))
   known = dict(options=cold, priced=priced, reward=reward)

@@ -46,7 +46,8 @@ def sampled(prompts: int, group: int, max_prompt: int, max_length: int) -> dict:
   `greedy` and `anchor` score another completion too, the policy's likeliest and the
   task's answer (ops/extras.py); `filter` is one of filtration.py, `pair` of pairing.py
   with its `margin`; `steps` is for grpo_process and `mixture` for nash_md; `answer`
-  (answers.py) and `accuracy`, a name of config.rewards, are for grpo_care. `hints` is
+  (answers.py) and `accuracy`, a name of config.rewards, are for grpo_care, `verdict`
+  for rlbff_generative (spoken.py), with the task `principles`. `hints` is
   how many of each category a question that nobody solves gets (scaffold.py), 0 none,
   after this share of the steps. `pool` draws from the first so many questions by their
   pass rate (curriculum.py), 0 goes through all in turn. `replay` adds so many of the
@@ -75,6 +76,7 @@ def sampled(prompts: int, group: int, max_prompt: int, max_length: int) -> dict:
     margin=0.0,
     answer='',
     accuracy='',
+    verdict=False,
     hints=0,
     hints_after=0.15,
     pool=0,

@@ -35,6 +35,8 @@ SENSORS = {
   'mixed_logp': Sensor('params', 'policy', 'mixed_logp'),  # By extra['mixed'].
   'entropy': Sensor('params', 'policy', 'entropy'),
   'collision': Sensor('params', 'policy', 'collision'),
+  # logprobs.token_odds, of the batch's extra['verdict_ids'].
+  'odds': Sensor('params', 'policy', 'odds'),
   'value': Sensor('params', 'critic', 'value'),
   'cost_value': Sensor('params', 'cost_critic', 'value'),
   'twin_value': Sensor('params', 'twin_critic', 'value'),
@@ -62,6 +64,7 @@ OBSERVED = {
   'old_cost_value': 'cost_value',
   'old_twin_value': 'twin_value',
   'old_entropy': 'entropy',
+  'old_odds': 'odds',
   'ref_logp': 'ref_logp',
   'dpo_logp': 'dpo_logp',
   'teacher_logp': 'teacher_logp',
@@ -212,6 +215,10 @@ def read(seen: Seen, names: dict[str, str], batch: Batch) -> dict:
     kernel, warmth = head_kernel(seen.params), seen.temperature
     found = logprobs.token_collision(seen.before, kernel, warmth, cap=seen.cap)
     out['collision'] = seen.back(found)
+  if 'odds' in reads:
+    kernel, pair = head_kernel(seen.params), batch.extra['verdict_ids'][0]
+    found = logprobs.token_odds(seen.before, kernel, pair, cap=seen.cap)
+    out['odds'] = seen.back(found)
   if reads & {'asked', 'embedding'}:
     out |= read_states(*(seen.back(x) for x in (seen.before, seen.at)), batch.length)
   if 'scores' in seen.params:

@@ -37,11 +37,16 @@ def told(config) -> dict[str, np.ndarray]:
     'step_end': (s.get('steps'), (b, g, t)),
     'step_reward': (s.get('steps'), (b, g, t)),
     'replayed': (s.get('replay'), (b,)),
+    'verdict': (s.get('verdict'), (b, g, t)),
+    'verdict_side': (s.get('verdict'), (b,)),
   }
   zeros = {
     k: np.zeros(shape, np.float32) for k, (there, shape) in found.items() if there
   }
-  return zeros | {'question': np.zeros(b, np.int32)}
+  whole = {'question': np.zeros(b, np.int32)}
+  if s.get('verdict'):
+    whole['verdict_ids'] = np.zeros((b, 2), np.int32)
+  return zeros | whole
 
 
 def told_of_completions(config) -> dict:

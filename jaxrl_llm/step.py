@@ -15,7 +15,7 @@ from jaxrl_llm.ops import metrics as metrics_lib
 from jaxrl_llm.ops import weights
 from jaxrl_llm.types import Batch, Method, Metrics, Outputs, State
 
-SENSED = ('logp', 'mixed_logp', 'entropy', 'collision', 'value', 'token_score')
+SENSED = ('logp', 'mixed_logp', 'entropy', 'collision', 'odds', 'value', 'token_score')
 SENSED += ('cost_value', 'twin_value', 'ref_logp', 'dpo_logp', 'prm_logp', 'ema_logp')
 SENSED += ('teacher_logp', 'divergence', 'ref_divergence')
 

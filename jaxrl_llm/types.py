@@ -93,6 +93,7 @@ class Batch:
   old_cost_value: BGT | None = None  # Of the critic of costs (safe_rlhf).
   old_twin_value: BGT | None = None  # Of a second critic of rewards (safe).
   old_entropy: BGT | None = None
+  old_odds: BGT | None = None  # Of the two words of a verdict (rlbff_generative).
   # Filled in by a method's `prepare`:
   advantage: Array | None = None  # [B, G, T], [B, G, 1] or [B, G].
   target: BGT | None = None  # Value target.
@@ -112,6 +113,7 @@ class Outputs:
   mixed_logp: BGT | None = None  # After a past blended with the likeliest tokens.
   entropy: BGT | None = None
   collision: BGT | None = None  # log of the sum of squared probabilities.
+  odds: BGT | None = None  # Log odds of two tokens, before token t is seen.
   value: BGT | None = None  # Before token t is seen.
   cost_value: BGT | None = None  # As value, of what is to be paid.
   twin_value: BGT | None = None  # As value, of another critic.
@@ -234,6 +236,7 @@ PER_TOKEN = (
   'behavior_logp',
   'kept_mass',
   'old_logp',
+  'old_odds',
   'ref_logp',
   'dpo_logp',
   'teacher_logp',

@@ -62,6 +62,7 @@ METHODS = {
   'cgpo_codpo': {},
   'cgpo_crraft': {},
   'grpo_care': {},
+  'rlbff_generative': {},
   'rollout_gdro': {
     **{'prompts': 16, 'history': 4, 'count': 3},
     **{'least': 2, 'most': 4, 'mean': 2},
@@ -474,6 +475,9 @@ def test_improves_its_toy(name):
   batch = rows(name, 3)
   reward = jnp.tile(jnp.array([1.0, -1.0]), (toy.B, batch.mask.shape[1] // 2))
   batch = toy.scored(batch, reward)
+  if name == 'rlbff_generative':  # To which what has no verdict is the worst.
+    there = batch.extra['verdict'] * (reward > 0)[..., None]
+    batch = batch.replace(extra=batch.extra | {'verdict': there})
   asked = batch.replace(extra={'jsd_beta': jnp.ones(toy.B)})
   state = start(name, tx)
 

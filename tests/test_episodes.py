@@ -400,6 +400,7 @@ def free(params, frozen, batch, needs):
     'twin_value': lambda: params['twin_critic'],
     'entropy': lambda: jnp.square(params['policy'][0]),
     'collision': lambda: table(params, 'policy') - jnp.square(params['policy'][0]),
+    'odds': lambda: table(params, 'policy') - params['policy'][0] ** 3,
     'ref_divergence': lambda: (table(params, 'policy') - table(frozen, 'ref')) ** 2,
   }
   found = {n: reads[n]()[batch.completions] for n in needs if n in reads}

@@ -136,6 +136,7 @@ FIRST = {
   'plackett_luce': dict(accuracy=0.5),
   'regression': dict(squared_error=1.0),  # Ratings of -1 and 1.
   'grpo': dict(kl_ref=0.0),
+  'rlbff_generative': dict(kl_ref=0.0),
   'ppo': dict(kl_ref=0.0, **{'max/ratio': 1.0}),
   'rloo': dict(kl_ref_seq=0.0),
   'ma_rlhf': dict(kl_ref=0.0, kl_ref_seq=0.0),

@@ -95,6 +95,11 @@ def collision(table, batch):
   return jnp.log(jnp.sum(jnp.exp(2 * distribution(table, batch)), -1))
 
 
+def odds(table, batch):
+  said = distribution(table, batch)[..., batch.extra['verdict_ids'][0]]
+  return said[..., 0] - said[..., 1]
+
+
 def divergence(table, teacher, batch):
   sides = (distribution(x, batch).reshape(-1, V) for x in (table, teacher))
   found = divergences.jsd(*sides, batch.extra['jsd_beta'][0])
@@ -120,6 +125,7 @@ READ = {
   'entropy': entropy,
   'mixed_logp': mixed_logp,
   'collision': collision,
+  'odds': odds,
   'value': lambda table, batch: table[previous(batch)],
   'score': score,
   'token_score': lambda table, batch: table[batch.completions],
@@ -178,7 +184,9 @@ def batch(seed=0, g=G) -> Batch:
   extra = {k: x.astype(np.float32) for k, x in extra.items()}
   extra['turn'] = (1 + (np.arange(T) > 2)) * np.asarray(made.mask, np.int32)
   last = np.arange(T) == np.asarray(made.length)[..., None] - 1
-  extra['answer'] = last.astype(np.float32)
+  extra['answer'] = extra['verdict'] = last.astype(np.float32)
+  extra['verdict_side'] = np.float32(np.arange(B) % 2 * 2 - 1)
+  extra['verdict_ids'] = np.tile(np.int32([1, 3]), (B, 1))
   return scored(jax.tree.map(jnp.asarray, made.replace(extra=extra)), reward)
 
 

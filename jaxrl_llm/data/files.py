@@ -99,11 +99,7 @@ def reader(convert, columns: dict, as_chat: bool) -> Callable[[dict], Example]:
   """Row to example: fields renamed, converted, a bare prompt put into a message."""
 
   def read(row: dict) -> Example:
-    if missing := [theirs for theirs in columns.values() if theirs not in row]:
-      raise InputError(f'no field {missing[0]!r}; there are {", ".join(sorted(row))}.')
-    taken = {our: row[theirs] for our, theirs in columns.items()}
-    others = {k: v for k, v in row.items() if k not in columns.values()}
-    row = Looked(others | taken)
+    row = Looked(renamed(row, columns))
     example = check(called(convert, row))
     if convert in KINDS.values() and (unread := columns.keys() - row.seen):
       raise InputError(
@@ -138,6 +134,14 @@ class Looked(dict):
   def get(self, key, default=None):
     self.seen.add(key)
     return super().get(key, default)
+
+
+def renamed(row: dict, columns: dict[str, str]) -> dict:
+  """The row under our names."""
+  if missing := [theirs for theirs in columns.values() if theirs not in row]:
+    raise InputError(f'no field {missing[0]!r}; there are {", ".join(sorted(row))}.')
+  taken = {our: row[theirs] for our, theirs in columns.items()}
+  return {k: v for k, v in row.items() if k not in columns.values()} | taken
 
 
 def called(convert, row: dict) -> Example:

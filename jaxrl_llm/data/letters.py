@@ -3,6 +3,9 @@
 The prompts are those of the task of that name, and none that it holds out.
 """
 
+import itertools
+from collections.abc import Iterator
+
 import numpy as np
 
 from jaxrl_llm.data import kinds
@@ -77,6 +80,37 @@ KINDS = {
     'labels': [y == right[0] for y in x],
   },
 }
+
+
+def principles() -> Iterator[dict]:
+  """Rows of kind 'principles' for a model of characters: a letter is right if it is the
+  last one asked for.
+  """
+  record = task.letters().train
+  for i in range(320):
+    asked = record(i)
+    others = [c for c in LETTERS if c != asked.answer]
+    said = (asked.answer, others[i % 3])[i // 2 % 2]
+    yield {
+      'prompt': asked.messages,
+      'completion': said,
+      'principle': '=',
+      'fulfilment': 'Yes' if said == asked.answer else 'No',
+      'answer': asked.answer,
+    }
+
+
+def reasoned() -> Iterator[dict]:
+  """Demonstrations of verdicts on those rows: both letters, and then y or n."""
+  for row in principles():
+    asked = kinds.judged(row['prompt'], row['completion'], row['principle'])
+    verdict = 'y' if row['fulfilment'] == 'Yes' else 'n'
+    yield {'prompt': asked, 'completion': row['answer'] + row['completion'] + verdict}
+
+
+def held() -> Iterator[dict]:
+  """The first of those rows."""
+  return itertools.islice(principles(), 32)
 
 
 def letters(

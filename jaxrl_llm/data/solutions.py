@@ -5,13 +5,14 @@ The file is `example_model_solutions.jsonl` of https://github.com/openai/grade-s
 
 import hashlib
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
 from jaxrl_llm.data.examples import Data
 from jaxrl_llm.data.files import held_out, key_of
-from jaxrl_llm.data.kinds import KINDS, text
+from jaxrl_llm.data.kinds import KINDS, VERDICTS, text
 from jaxrl_llm.data.tables import located, open_table
 from jaxrl_llm.types import InputError
 
@@ -42,6 +43,39 @@ def solutions(
   test = [e for e, out in zip(found, held) if out]
   report = [f'{path}: {len(train)} {kind} to train on, {len(test)} held out.']
   return Data(train, test, digest.hexdigest(), report)
+
+
+def principles(rows: Iterable[dict], *, lines: int = 4) -> Iterator[dict]:
+  """Kind 'principles': what is known of each solution, true or not, in four records.
+
+  For experiments/reshape.py. The principles, and their words, are ours.
+
+  Args:
+    lines: a solution is short with at most so many; 4 is the median of the file's
+      own, the answer's line included.
+  """
+  for row in rows:
+    asked = text(row, 'question')
+    for solution, right in graded(row):
+      for principle, kept in told(solution, right, lines):
+        word = VERDICTS[not kept]
+        said = {'prompt': asked, 'completion': solution, 'principle': principle}
+        yield said | {'fulfilment': word}
+
+
+def told(solution: str, right: bool, lines: int) -> Iterator[tuple[str, bool]]:
+  """Each principle, and whether a solution keeps it."""
+  said = [line for line in solution.splitlines() if line.strip()]
+  yield 'The final answer is correct.', right
+  yield (
+    'The last line is "A:" and a number.',
+    bool(re.fullmatch(r'A: \$?-?[0-9][0-9,]*(\.[0-9]+)?', said[-1].strip())),
+  )
+  yield f'The solution has at most {lines} lines.', len(said) <= lines
+  yield (
+    'Every line before the answer shows its calculation in << >>.',
+    all('<<' in line for line in said[:-1]),
+  )
 
 
 def graded(row: dict) -> Iterator[tuple[str, bool]]:

@@ -4,6 +4,9 @@
   reward_bench_2  RewardBench 2 (2025), https://arxiv.org/abs/2506.01937
   rm_bench        RM-Bench (2024), https://arxiv.org/abs/2410.16184
   judge_bench     JudgeBench (2024), https://arxiv.org/abs/2410.12784
+  principles      pairs of which one keeps a principle: ours, after the PrincipleBench
+                  of RLBFF (2025), https://arxiv.org/abs/2509.21319, whose rows and
+                  construction were not found; numbers are not comparable
 
 A benchmark reads rows to items, and an item's responses have one score each; the table
 of results is a function of items and scores alone. A tie is never right.
@@ -29,6 +32,7 @@ class Item(NamedTuple):
   right: int
   subset: str
   id: str
+  extra: dict[str, Any] = {}  # What the reward may read beside it, as of a record.
 
 
 class Benchmark(NamedTuple):
@@ -255,6 +259,19 @@ def judge_bench_table(items, scores) -> Table:
   return by_subset(items, right) | {'overall': mean(right)}
 
 
+# ---- Principles ----------------------------------------------------------------------
+
+
+def principles_item(row, number) -> Item:
+  """{prompt, chosen, rejected, principle}, and a `rule` where principles have many
+  names.
+  """
+  extra = {'principle': row['principle']}
+  subset = row.get('rule', row['principle'])
+  both, name = (row['chosen'], row['rejected']), str(row.get('id', number))
+  return Item(said(row['prompt']), both, 1, subset, name, extra)
+
+
 # ---- Rows ----------------------------------------------------------------------------
 
 
@@ -272,4 +289,5 @@ BENCHMARKS = {
   'reward_bench_2': Benchmark(reward_bench_2_item, reward_bench_2_table),
   'rm_bench': Benchmark(rm_bench_item, rm_bench_table),
   'judge_bench': Benchmark(judge_bench_item, judge_bench_table),
+  'principles': Benchmark(principles_item, judge_bench_table),
 }

@@ -7,6 +7,7 @@ import os
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from urllib.parse import urlsplit
 
 from jaxrl_llm.judges.verdicts import Ask, Messages
@@ -48,21 +49,42 @@ def server(
   Raises:
     InputError: no such address or key; at a call, the server fails for good.
   """
-  checked(url)
-  headers = headed(key_variable)
-  opener = urllib.request.build_opener(Stay)
   options = dict(model=model, temperature=temperature, max_tokens=max_tokens)
+  how = dict(timeout=timeout, retries=retries, wait=wait)
+  send = sender(url, 'chat/completions', key_variable, **how)
 
   def one(messages: Messages, vote: int) -> str:
-    body = json.dumps({'messages': messages, 'seed': seed + vote, **options}).encode()
-    place = f'{url.rstrip("/")}/chat/completions'
-    request = urllib.request.Request(place, body, headers)
+    return content(send({'messages': messages, 'seed': seed + vote, **options}), url)
+
+  def ask(conversations, vote: int = 0) -> list[str]:
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+      return list(pool.map(lambda messages: one(messages, vote), conversations))
+
+  return ask
+
+
+def sender(
+  url: str,
+  place: str,
+  key_variable: str,
+  *,
+  timeout: float,
+  retries: int,
+  wait: float,
+) -> Callable[[dict], bytes]:
+  """A function that posts JSON to a place of the server and returns its answer."""
+  checked(url)
+  headers = headed(key_variable)
+  opener, place = urllib.request.build_opener(Stay), f'{url.rstrip("/")}/{place}'
+
+  def send(body: dict) -> bytes:
+    request = urllib.request.Request(place, json.dumps(body).encode(), headers)
     for tries in range(1, retries + 2):
       if tries > 1:
         time.sleep(min(wait * 2 ** (tries - 2), 60.0))
       try:
         with opener.open(request, timeout=timeout) as reply:
-          return content(reply.read(LARGEST + 1), url)
+          return reply.read(LARGEST + 1)
       except urllib.error.HTTPError as error:
         problem = f'status {error.code}: {error.read(300).decode(errors="replace")}'
         if error.code not in AGAIN:
@@ -71,11 +93,7 @@ def server(
         problem = f'{type(error).__name__}: {error}'
     raise InputError(f'judge {url}: {problem}. Tried {tries} times.')
 
-  def ask(conversations, vote: int = 0) -> list[str]:
-    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-      return list(pool.map(lambda messages: one(messages, vote), conversations))
-
-  return ask
+  return send
 
 
 def checked(url: str) -> None:

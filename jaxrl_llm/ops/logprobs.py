@@ -7,6 +7,7 @@ from jaxrl_llm.ops import divergences
 from jaxrl_llm.types import BGT, Array
 
 CHUNK = 256  # Tokens whose logits exist at once.
+FLOOR = -50.0  # RLBFF's, of a logit below the largest.
 
 
 def token_stats(
@@ -59,6 +60,22 @@ def likeliest(hidden: Array, kernel: Array, *, cap=0.0, chunk: int = CHUNK) -> B
   """The token that each distribution makes most of; the arguments are token_stats'."""
   best = lambda x: (logits(x, kernel, cap).argmax(-1),)
   return chunked(best, hidden, chunk)[0]
+
+
+def token_odds(
+  hidden: Array, kernel: Array, pair: Array, *, cap=0.0, chunk: int = CHUNK
+) -> BGT:
+  """max(z_0 - max z, FLOOR) - max(z_1 - max z, FLOOR) of a pair of tokens [2] int32.
+
+  z are the logits before any temperature: above the floor it is log p_0 - log p_1.
+  """
+
+  def odds(x):
+    z = logits(x[0], kernel, cap)
+    held = jnp.maximum(z - z.max(-1, keepdims=True), FLOOR)[:, pair]
+    return (held[:, 0] - held[:, 1],)
+
+  return chunked(odds, (hidden,), chunk)[0]
 
 
 def token_divergence(

@@ -173,18 +173,23 @@ def judged(principle: str) -> Reading:
   """The log odds of Yes, asked whether the answer keeps the principle."""
 
   def example(sample: Sample, text: str) -> Example:
-    own = sample.record.extra
-    said = own.get(principle[1:]) if principle.startswith('@') else principle
-    if not said:
-      raise InputError(
-        f'learned: principle={principle!r}, and record {sample.record.id} has '
-        f'{sorted(own)} in its extra.'
-      )
-    whole = kinds.judged(sample.record.messages, text, said)
+    whole = kinds.judged(sample.record.messages, text, named(principle, sample))
     return Example(whole, kinds.VERDICTS, (1.0, 0.0))
 
   value = lambda out, rows: sequences.margin(sequences.words(out.logp, rows.mask))
   return Reading('policy', ('logp',), example, value)
+
+
+def named(principle: str, sample: Sample) -> str:
+  """The principle that a sample is asked about; '@name' is its record's."""
+  own = sample.record.extra
+  said = own.get(principle[1:]) if principle.startswith('@') else principle
+  if not said:
+    raise InputError(
+      f'principle={principle!r}, and record {sample.record.id} has {sorted(own)} in '
+      'its extra.'
+    )
+  return said
 
 
 def rated(attributes: str, weights: str) -> Reading:

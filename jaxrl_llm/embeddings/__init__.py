@@ -1,0 +1,1 @@
+"""Short texts as vectors: how near two of them are in meaning, or in letters."""
