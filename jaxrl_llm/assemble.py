@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrl_llm import (
+  ahead,
   asking,
   build,
   controllers,
@@ -88,6 +89,9 @@ def assemble(config) -> Run:
     seed=config.seed,
   )
   update_step = planned_step(see, tx, method, config, mesh)
+  if early := config.source.get('ahead'):
+    state = ahead.begun(state)
+    update_step = ahead.remembering(update_step, see)
   update = sharding.compile_step(update_step, state, mesh)
   if 'data' in config:
     feed = feeds.completions(config, see, method, model, mesh)
@@ -96,6 +100,7 @@ def assemble(config) -> Run:
     make = asking.conversations if several else asking.questions
     feed = make(config, decoders['policy'], model, text, mesh)
   feed = feed._replace(source=feeds.laid_out(feed.source, config, mesh))
+  feed = feeds.overlapped(feed, config, mesh) if early else feed
   jax.eval_shape(update_step, state, specimen(config, feed, state))
   told = (feed.source, feed.evaluate, feed.data, feed.scores)
   return Run(state, update, *told, rates, mesh, model, feed.safety)
