@@ -47,7 +47,7 @@ def remembering(update_step: Callable, see: Forward) -> Callable:
     drew, learns = frozen.pop(BEHIND), state.params['policy']
     agree = agreement(see, drew, frozen, batch)
     state, metrics = update_step(state.replace(frozen=frozen), batch)
-    lag = {'lag_k3': metrics[k] for k in ('mismatch_k3',) if k in metrics}
+    lag = {'lag_k3': metrics['mismatch_k3']} if 'mismatch_k3' in metrics else {}
     state = state.replace(frozen=state.frozen | {BEHIND: learns})
     return state, metrics | lag | agree
 

@@ -114,7 +114,7 @@ def drawing(config, data, encode) -> tuple[order.Index, Callable]:
   return index, read
 
 
-# ---- Batches of older parameters ------------------------------------------------------
+# ---- Batches of older parameters -----------------------------------------------------
 
 
 def refuse_uncorrected(config, which: str) -> None:
@@ -141,7 +141,7 @@ def overlapped(feed: Feed, config, mesh) -> Feed:
   if mesh.size > 1 or jax.process_count() > 1:
     raise InputError(
       f'config.source.ahead runs programs from two threads, which {mesh.size} devices '
-      'may meet in different orders. Set ahead=False, or one device: config.mesh.fsdp=1.'
+      'may meet in different orders. Set ahead=False, or config.mesh.fsdp=1.'
     )
   both = ahead.overlapped(feed.source, feed.evaluate, last=config.steps)
   return feed._replace(source=both[0], evaluate=both[1])
