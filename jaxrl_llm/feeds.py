@@ -128,9 +128,11 @@ def refuse_uncorrected(config, which: str) -> None:
 
 
 def overlapped(feed: Feed, config, mesh) -> Feed:
-  """The feed with batches drawn ahead, in a thread (ahead.py)."""
-  refuse_uncorrected(config, 'ahead')
+  """The feed, drawn ahead in a thread if config.source.ahead says so (ahead.py)."""
   s = config.source
+  if not s.get('ahead'):
+    return feed
+  refuse_uncorrected(config, 'ahead')
   reads = [k for k in ('replay', 'pool', 'mixture') if s.get(k)]
   reads += [s.name] if s.name == 'rationed' else []
   if reads:

@@ -74,13 +74,19 @@ def test_parameters_that_do_not_move_draw_what_they_drew():
     assert drawn.samples == due.samples
 
 
+LORA = dict(rank=2, alpha=4.0, targets='q|v')
+ADAPTED = dict(model=dict(lora=LORA), plan=WEIGHED | dict(epochs=2, minibatches=2))
+
+
 @pytest.mark.usefixtures('shared_programs')
-def test_killed_or_stopped_it_goes_on_as_if_nothing_had_been(tmp_path):
-  """With adapters, minibatches and evaluations between. Each life begins with other
-  parameters than those of which the thread may still hold a batch.
+@pytest.mark.parametrize(
+  'sections', [{}, pytest.param(ADAPTED, marks=pytest.mark.slow)]
+)
+def test_killed_or_stopped_it_goes_on_as_if_nothing_had_been(sections, tmp_path):
+  """With evaluations between. A life begins with other parameters than those of which
+  the thread may still hold a batch.
   """
-  lora = dict(rank=2, alpha=4.0, targets='q|v')
-  c = config(model=dict(lora=lora), plan=WEIGHED | dict(epochs=2, minibatches=2))
+  c = config(**sections)
   train.main(c, str(tmp_path / 'whole'))
   whole = outcome(tmp_path / 'whole', c)
   assert whole['meta'] == 6
