@@ -68,7 +68,8 @@ def overlapped(
   """The source a step ahead in a thread, and the evaluation, which waits for it.
 
   The thread and the caller never both ask a reward. An error comes when its batch is
-  due; a process that ends waits for the draw under way. Metric `staleness` is how many steps the parameters that drew are behind.
+  due; a process that ends waits for the draw under way. Metric `staleness` is how many
+  steps the parameters that drew are behind.
 
   Args:
     source: one that reads no more of a state than `part` has.
