@@ -26,7 +26,7 @@ ARMS = {
   'ahead, trust_sampler': (True, dict(trust_sampler=True)),
   'ahead, uncorrected': (True, {}),
 }
-SLEEPS = (0.0, 0.05)
+SLEEPS = (0.0, 0.05, 0.5)
 LAST = 10  # Steps whose reward is averaged.
 pause = [0.0]  # Seconds that `slow` sleeps, the same program for all of them.
 
