@@ -23,7 +23,7 @@ from jaxrl_llm import (
 )
 from jaxrl_llm.data import chat, examples
 from jaxrl_llm.evaluate import held_out
-from jaxrl_llm.feeds import Feed, pretraining
+from jaxrl_llm.feeds import Feed, pretraining, refuse_uncorrected
 from jaxrl_llm.models import pretrained
 from jaxrl_llm.rewards import combine, shaping
 from jaxrl_llm.rollout import draw, mixture, trees
@@ -95,7 +95,7 @@ def fed(config, model, mesh, task, source, score, extra) -> Feed:
 
 def with_replay(method: Method, config) -> Method:
   """The method, keeping what config.source.replay draws from (replay.py)."""
-  s, u = config.source, config.plan
+  s = config.source
   other = [k for k in ('hints', 'pool', 'mixture') if s.get(k)]
   other += [k for k in ('data', 'pretrain') if k in config]
   if other or s.name not in ('on_policy', 'until_mixed'):
@@ -103,11 +103,7 @@ def with_replay(method: Method, config) -> Method:
       f"config.source.replay takes name='on_policy' or 'until_mixed', not {s.name!r}, "
       f'and neither hints, pool, mixture, data nor pretrain; there is {other}.'
     )
-  if not (u.get('importance') or u.get('trust_sampler')):
-    raise InputError(
-      'config.source.replay: older parameters sampled what is replayed. Set '
-      "config.plan.importance='token', or another, or config.plan.trust_sampler."
-    )
+  refuse_uncorrected(config, 'replay')
   extra = {
     k: x for k, x in shapes.told(config).items() if k not in ('answer', 'replayed')
   }

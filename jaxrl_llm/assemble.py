@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrl_llm import (
+  ahead,
   asking,
   build,
   controllers,
@@ -87,6 +88,7 @@ def assemble(config) -> Run:
     judged=critic_start(config, needed['params']),
     seed=config.seed,
   )
+  state = ahead.begun(state) if config.source.get('ahead') else state
   update_step = planned_step(see, tx, method, config, mesh)
   update = sharding.compile_step(update_step, state, mesh)
   if 'data' in config:
@@ -96,6 +98,7 @@ def assemble(config) -> Run:
     make = asking.conversations if several else asking.questions
     feed = make(config, decoders['policy'], model, text, mesh)
   feed = feed._replace(source=feeds.laid_out(feed.source, config, mesh))
+  feed = feeds.overlapped(feed, config, mesh)
   jax.eval_shape(update_step, state, specimen(config, feed, state))
   told = (feed.source, feed.evaluate, feed.data, feed.scores)
   return Run(state, update, *told, rates, mesh, model, feed.safety)
@@ -104,7 +107,7 @@ def assemble(config) -> Run:
 def planned_step(see, tx, method: Method, config, mesh):
   """The update step, as config.plan has it."""
   u = config.plan
-  return step.make_update_step(
+  made = step.make_update_step(
     see,
     tx,
     method,
@@ -113,6 +116,7 @@ def planned_step(see, tx, method: Method, config, mesh):
     trust_sampler=u.get('trust_sampler', False),
     constrain=sharding.constrain(mesh),
   )
+  return ahead.remembering(made, see) if config.source.get('ahead') else made
 
 
 def make_method(config) -> Method:

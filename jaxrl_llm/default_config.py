@@ -51,7 +51,8 @@ def sampled(prompts: int, group: int, max_prompt: int, max_length: int) -> dict:
   how many of each category a question that nobody solves gets (scaffold.py), 0 none,
   after this share of the steps. `pool` draws from the first so many questions by their
   pass rate (curriculum.py), 0 goes through all in turn. `replay` adds so many of the
-  last `replay_size` groups (replay.py). `tree` grows a share of each group
+  last `replay_size` groups (replay.py). `ahead` draws a batch while the update before
+  it runs (ahead.py). `tree` grows a share of each group
   (rollout/trees.py): ((0, 1.0), (100, 0.5)) all of it, and half from step 100.
   """
   return dict(
@@ -84,6 +85,7 @@ def sampled(prompts: int, group: int, max_prompt: int, max_length: int) -> dict:
     pool_ema=0.3,
     replay=0,
     replay_size=0,
+    ahead=False,
     tree=dict(share=()) | trees.Growth()._asdict(),
   )
 

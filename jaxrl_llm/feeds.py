@@ -9,6 +9,7 @@ import numpy as np
 from ml_collections import config_dict
 
 from jaxrl_llm import (
+  ahead,
   build,
   packing,
   reference,
@@ -111,6 +112,41 @@ def drawing(config, data, encode) -> tuple[order.Index, Callable]:
     read = functools.lru_cache(maxsize=2 * order.WINDOW * s.prompts)(read)
     index = order.by_length(index, lambda i: read(i).size, config.seed)
   return index, read
+
+
+# ---- Batches of older parameters -----------------------------------------------------
+
+
+def refuse_uncorrected(config, which: str) -> None:
+  """Refuses what older parameters sampled where the step does not make up for it."""
+  u = config.plan
+  if not (u.get('importance') or u.get('trust_sampler')):
+    raise InputError(
+      f'config.source.{which}: older parameters sample what it learns from. Set '
+      "config.plan.importance='token', or another, or config.plan.trust_sampler."
+    )
+
+
+def overlapped(feed: Feed, config, mesh) -> Feed:
+  """The feed, drawn ahead in a thread if config.source.ahead says so (ahead.py)."""
+  s = config.source
+  if not s.get('ahead'):
+    return feed
+  refuse_uncorrected(config, 'ahead')
+  reads = [k for k in ('replay', 'pool', 'mixture') if s.get(k)]
+  reads += [s.name] if s.name == 'rationed' else []
+  if reads:
+    raise InputError(
+      f'config.source.ahead keeps the policy that sampled; {reads} reads more of the '
+      'state than that. Unset it, or set ahead=False.'
+    )
+  if mesh.size > 1 or jax.process_count() > 1:
+    raise InputError(
+      f'config.source.ahead runs programs from two threads, which {mesh.size} devices '
+      'may meet in different orders. Set ahead=False, or config.mesh.fsdp=1.'
+    )
+  both = ahead.overlapped(feed.source, feed.evaluate, last=config.steps)
+  return feed._replace(source=both[0], evaluate=both[1])
 
 
 # ---- The plan of a batch -------------------------------------------------------------

@@ -15,6 +15,8 @@ GLOSSARY: dict[str, str] = {
   'groups_hard': 'Share of groups without one right completion.',
   'groups_rescued': 'Share of groups where a hinted completion replaced a failed one.',
   'replayed': 'Groups of this batch that an earlier step sampled.',
+  'staleness': 'Steps between the parameters that sampled and those that learn.',
+  'lag_k3': 'KL between these two by k3, in nats per token, with source.ahead.',
   'length': 'Mean length of a completion, in tokens, the stop token included.',
   'truncated': 'Share of completions that ended for want of room.',
   'tokens': 'Completion tokens of this step, those thrown away included.',
