@@ -79,7 +79,7 @@ def stored_rows(config, data, encode, mesh) -> tuple[sources.Source, order.Index
     index=index,
     share=sharding.host_rows(config.source.prompts, mesh),
   )
-  return sources.ahead(source), index
+  return sources.prefetched(source), index
 
 
 def load_data(config, model) -> tuple[examples.Data, examples.Encoder]:

@@ -175,7 +175,7 @@ def dataset(
   return source
 
 
-def ahead(source: Source, depth: int = 2) -> Source:
+def prefetched(source: Source, depth: int = 2) -> Source:
   """The same batches, drawn in a thread while the devices work on earlier ones.
 
   For a source that does not look at the state. An error comes when its batch is due.

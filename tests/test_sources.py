@@ -298,7 +298,7 @@ def test_batches_are_drawn_ahead():
       raise InputError('row 5')
     return step
 
-  drawn = sources.ahead(source)
+  drawn = sources.prefetched(source)
   assert [drawn(None, step) for step in (0, 1, 2)] == [0, 1, 2]
   assert drawn(None, 3) == 3
   with pytest.raises(InputError, match='row 5'):
