@@ -226,7 +226,7 @@ def rlbff() -> dict:
   words = dict(ask='', verdicts=('y', 'n'))
   genrm.task = dict(name='principles', path=f'{rows}.principles', test_size=32) | words
   genrm.rewards = dict(right=dict(name='checker', binary=True, weight=1.0))
-  genrm.source.verdict = True
+  genrm.source.verdict, genrm.method.scale = True, 0.1
   policy = stage('grpo', 40)
   policy.optimizer.policy.learning_rate = 3e-3
   policy.task = dict(name='questions', question='prompt', keep=('principle',))

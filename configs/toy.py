@@ -70,7 +70,7 @@ def get_config(method: str = 'grpo') -> config_dict.ConfigDict:
     path, words = 'python:jaxrl_llm.data.letters.principles', ('y', 'n')
     c.task = dict(name='principles', path=path, test_size=16, ask='', verdicts=words)
     c.rewards = dict(right=dict(name='checker', binary=True, weight=1.0))
-    c.source.verdict = True
+    c.source.verdict, c.method.scale = True, 0.1
   if method in ('refuel', 'score_rl'):
     pairs = method == 'refuel'
     c.source = played(16, 2 if pairs else 8, 16, 16, turns=2)

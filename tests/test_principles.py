@@ -381,7 +381,7 @@ def test_verdicts_are_single_tokens():
       spoken.tokens(tokenizer, words)
 
 
-def paid(odds, where, side, **options):
+def paid(odds, where, side, reward=None, **options):
   """The advantages of one prompt's completions, whose verdict is their only token."""
   count = len(odds)
   m = build.method('rlbff_generative', **options)
@@ -392,7 +392,9 @@ def paid(odds, where, side, **options):
     'verdict': first * spread(where)[..., None],
     'verdict_side': jnp.full(toy.B, side),
   }
-  batch = batch.replace(old_odds=spread(odds)[..., None] * first, extra=extra)
+  reward = jnp.zeros((toy.B, count)) if reward is None else spread(reward)
+  odds = spread(odds)[..., None] * first
+  batch = batch.replace(old_odds=odds, extra=extra, reward=reward)
   ready = m.prepare(toy.state(), batch)[1]
   return ready.advantage[0, :, 0]
 
@@ -404,14 +406,18 @@ def test_a_verdict_is_paid_by_its_margin():
   reward = np.array([2.0, 10.0, -10.0])
   want = (reward - reward.mean()) / reward.std()
   got = paid([2.0, 12.0, 7.0], [1, 1, 0], 1.0)
-  np.testing.assert_allclose(got, want, atol=1e-5)
+  np.testing.assert_allclose(got, want, atol=1e-4)
   # The other word is right, and all margins are turned round.
   again = paid([-2.0, -12.0, -7.0], [1, 1, 0], -1.0)
   np.testing.assert_allclose(again, got, atol=1e-6)
   neutral = np.array([2.0, 12.0, 0.0])
+  # Beside a reward of its own it counts as much as `scale` says.
+  both = np.array([1.2, 1.0, -1.0])
+  some = paid([2.0, 12.0, 7.0], [1, 1, 0], 1.0, reward=[1, 0, 0], scale=0.1)
+  np.testing.assert_allclose(some, (both - both.mean()) / both.std(), atol=1e-3)
   loose = paid([2.0, 12.0, 7.0], [1, 1, 0], 1.0, bound=50.0, failed=0.0)
   want = (neutral - neutral.mean()) / neutral.std()
-  np.testing.assert_allclose(loose, want, atol=1e-5)
+  np.testing.assert_allclose(loose, want, atol=1e-4)
 
 
 def test_a_verdict_has_to_be_marked():
