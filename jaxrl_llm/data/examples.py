@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxrl_llm import types
 from jaxrl_llm.data.chat import Coder, Completion, Ids, Prompt
+from jaxrl_llm.data.lengths import Found
 from jaxrl_llm.data.tables import located
 from jaxrl_llm.types import Batch, InputError
 
@@ -45,6 +46,7 @@ class Coded(NamedTuple):
   kept: bool  # Else the group is left out.
   example: Example
   prompts: Sequence[list[int]] = ()  # Of each completion, where they are not one.
+  whole: tuple[int, int] = (0, 0)  # Tokens of the longest prompt and completion, uncut.
 
   @property
   def size(self) -> int:
@@ -118,11 +120,9 @@ class Encoder:
     before = example.prompts or [example.prompt] * len(example.completions)
     found = [self.coder.completion(p, c) for p, c in zip(before, example.completions)]
     longest = max(len(c.tokens) for c in found)
+    asked = max(len(p) for p in prompts or [prompt])
     over = (
-      *(
-        too_long(len(p), self.max_prompt, self.long_prompt, 'prompt')
-        for p in prompts or [prompt]
-      ),
+      too_long(asked, self.max_prompt, self.long_prompt, 'prompt'),
       too_long(longest, self.max_length, self.long_completion, 'length'),
     )
     cut = [len(c.tokens) > self.max_length for c in found]
@@ -130,9 +130,11 @@ class Encoder:
     if any(over) or not all(any(c.mask) for c in found):
       nothing, uncut = [NOTHING] * len(found), [False] * len(found)
       short = [p[:1] for p in prompts]
-      return Coded(prompt[:1], nothing, uncut, False, example, short)
+      left = prompt[:1], nothing, uncut, False, example, short
+      return Coded(*left, (asked, longest))
     prompts = [p[-self.max_prompt :] for p in prompts]
-    return Coded(prompt[-self.max_prompt :], found, cut, True, example, prompts)
+    left = prompt[-self.max_prompt :], found, cut, True, example, prompts
+    return Coded(*left, (asked, longest))
 
   def widths(self, coded: Sequence[Coded]) -> tuple[int, int]:
     """Prompt and completion positions of a batch."""
@@ -241,17 +243,21 @@ def boundaries(coder: Coder, examples: Sequence[Example]) -> list[str]:
   ]
 
 
-def check(examples: Sequence[Example], encode: Encoder, method: str) -> None:
+def check(examples: Sequence[Example], encode: Encoder, method: str) -> Found:
   """Reads every example once, so that nothing is found wrong in the middle of a run.
+
+  Returns how long they are, and which are left.
 
   Raises:
     InputError: one cannot be encoded, is of another shape than the first, or is what
       the method would misread.
   """
-  first = describe(examples[0])
-  for i in range(len(examples)):
+  first, count = describe(examples[0]), len(examples)
+  sizes, kept = np.zeros((count, 2), np.int32), np.zeros(count, bool)
+  for i in range(count):
     example = examples[i]
-    encode.read(example)
+    coded = encode.read(example)
+    sizes[i], kept[i] = coded.whole, coded.kept
     where = example.where or f'example {i}'
     if (found := describe(example)) != first:
       raise InputError(
@@ -260,6 +266,7 @@ def check(examples: Sequence[Example], encode: Encoder, method: str) -> None:
     tied = method in TYING and example.extra.get('tie')
     if not tied and (wrong := misread(example.reward, method)):
       raise InputError(f'{where}: {method}: {wrong}')
+  return Found(sizes, kept)
 
 
 def describe(example: Example) -> str:
