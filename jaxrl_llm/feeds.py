@@ -17,7 +17,7 @@ from jaxrl_llm import (
   sources,
   step,
 )
-from jaxrl_llm.data import chat, examples, order
+from jaxrl_llm.data import chat, examples, lengths, order
 from jaxrl_llm.evaluate import held_out, stored
 from jaxrl_llm.models import pretrained
 from jaxrl_llm.types import Batch, InputError, State
@@ -96,9 +96,10 @@ def load_data(config, model) -> tuple[examples.Data, examples.Encoder]:
     bucket=s.get('bucket', 0),
     **policies,
   )
-  for part in (data.train, data.test):
-    examples.check(part, encode, config.method.name)
   report = [*data.report, *examples.boundaries(coder, data.train)]
+  for split, part in (('training', data.train), ('held-out', data.test)):
+    found = examples.check(part, encode, config.method.name)
+    report += lengths.report(found, encode, split)
   return data._replace(report=report), encode
 
 

@@ -306,12 +306,17 @@ def interval(record: dict) -> str:
 
 # ---- Ctrl-C --------------------------------------------------------------------------
 
+# `timeout` and its like send SIGTERM twice, to the process and to its group. Within so
+# many seconds that is one request: a second one would end the process while it saves.
+SAME_REQUEST = 2.0
+
 
 @dataclasses.dataclass
 class Stop:
   """What a signal asks of the loop."""
 
   asked: bool = False  # End after this step.
+  since: float = 0.0  # When it was asked first.
   at_once: bool = False  # Set by the loop where an interruption loses nothing.
 
 
@@ -321,7 +326,10 @@ def stop_on_signal():
   stop = Stop()
 
   def note(number, frame):
-    again, stop.asked = stop.asked, True
+    now, again = time.monotonic(), stop.asked
+    if again and number == signal.SIGTERM and now - stop.since < SAME_REQUEST:
+      return
+    stop.asked, stop.since = True, stop.since if again else now
     if again or stop.at_once:  # The second time is meant.
       raise KeyboardInterrupt
     # No print: the signal may have come in the middle of one.

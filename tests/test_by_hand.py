@@ -468,3 +468,10 @@ def test_a_tie_is_half_a_win():
   margin, weight = jnp.array([2.0, -1.0, 0.0, 3.0]), jnp.array([0.4, 0.3, 0.2, 0.0])
   total, whole = metrics.wins(margin, weight)
   assert (float(total), float(whole)) == pytest.approx((0.5, 0.9))
+
+
+def test_a_margin_of_float32_s_rounding_is_a_tie():
+  """Two programs at the same parameters; a margin of 2e-5 is one."""
+  margin = jnp.array([2.4e-7, 1.7e-6, -1.7e-6, 2e-5, -2e-5])
+  total, _ = metrics.wins(margin, jnp.array([1.0, 10.0, 100.0, 1000.0, 10000.0]))
+  assert float(total) == 0.5 + 5 + 50 + 1000

@@ -400,6 +400,8 @@ def test_random_tool_transcripts(name):
 
 
 SAYS_NOTHING = '{% for m in messages if m.role == "user" %}{{ m.content }}{% endfor %}'
+# Says what was said, and nothing of a tool's call.
+CALLS_NOTHING = '{% for m in messages %}{{ m.content or "" }}<|im_end|>\n{% endfor %}'
 REWRITING = (
   '{% for m in messages %}{{ m["content"] if loop.last else m["content"][:1] }}'
   '<|im_end|>{% endfor %}'
@@ -414,6 +416,10 @@ REWRITING = (
     (TEMPLATES['chatml'][1], [turn('assistant', ' ')], 'assistant message is empty'),
     (TEMPLATES['chatml'][1], [], 'does not end with an assistant'),
     (SAYS_NOTHING, 'cd', 'leaves out'),
+    (CALLS_NOTHING, TALKS['tool'][1], "does not show the tool calls .* call of 'f'"),
+    (CALLS_NOTHING, [CALLS | {'content': 'well'}], 'does not show the tool calls'),
+    (CALLS_NOTHING, [CALLS | {'tool_calls': ['f']}], 'leaves out'),
+    (CALLS_NOTHING, 'c <|im_end|> d', r'contains the stop token .<\|im_end\|>.'),
     (REWRITING, TALKS['turns'][1], 'rewrites what came before message 0'),
     ('{{ raise_exception("no system") }}', 'cd', 'refuses the conversation: no system'),
     (None, 'cd', 'no chat template'),
@@ -519,6 +525,17 @@ def test_plain_text_has_one_bos_and_no_end():
   assert chat.plain(found, 'a') == [bos, a]
   assert chat.plain(found, '<s>a') == [bos, a]
   assert chat.plain(found, '') == [bos]
+
+
+@pytest.mark.parametrize('end', ['</s>', '<|im_end|>'])
+def test_a_completion_that_ends_in_a_stop_token_gets_no_other(end):
+  words = tokenizer('zephyr')
+  code = chat.coder(words, words.convert_tokens_to_ids(['</s>', '<|im_end|>']))
+  found, due = code.completion('b', f'y{end}'), ['y', end]
+  assert words.convert_ids_to_tokens(found.tokens) == due
+  assert found.mask == [1, 1]
+  with pytest.raises(InputError, match='the completion is empty'):
+    code.completion('b', end)
 
 
 def test_text_from_nothing_begins_after_an_end():

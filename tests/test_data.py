@@ -13,7 +13,7 @@ import pytest
 import runs
 from pyarrow import parquet
 
-from jaxrl_llm import reference, train
+from jaxrl_llm import feeds, reference, train
 from jaxrl_llm.data import (
   chat,
   contamination,
@@ -708,6 +708,54 @@ def test_a_run_on_a_file(tmp_path, method):
   if kind == 'pairs':  # Wilson, five of five or none of five.
     assert held['eval/low'] <= held['eval/accuracy'] <= held['eval/high']
     assert held['eval/longer'] == 1
+
+
+LONG = 'a' * 9  # With its end ten tokens, as prompt and as completion.
+
+
+def loaded(folder, train_rows, test_rows, **options):
+  """Demonstrations (prompt, completion): prompts of 8 tokens, completions of 6 fit."""
+  for name, rows in (('train', train_rows), ('test', test_rows)):
+    told = [{'prompt': p, 'completion': c} for p, c in rows]
+    (folder / name).mkdir()
+    options[name] = write(folder / name, told)
+  paths = dict(test_path=options.pop('test'))
+  c = data_config(options.pop('train'), 'demonstrations', 'sft', **paths, **options)
+  return feeds.load_data(c, pretrained.load('tiny'))[0]
+
+
+@pytest.mark.parametrize(
+  ('train_rows', 'test_rows', 'words'),
+  [
+    (
+      [(LONG, 'b'), (LONG + 'a', 'b')],
+      [('a', 'b')],
+      'all 2 training .*max_prompt=8: .* prompt .* has 10 tokens, the longest 11',
+    ),
+    (
+      [('a', 'b')],
+      [('a', LONG)],
+      'all 1 held-out .*max_length=6: .* completion .* has 10 tokens, .* 10',
+    ),
+    ([(LONG, 'b'), ('a', LONG)], [('a', 'b')], 'max_prompt=8: .*max_length=6: '),
+  ],
+)
+def test_data_of_which_nothing_is_left_are_refused(
+  tmp_path, train_rows, test_rows, words
+):
+  policies = dict(long_prompt='drop', long_completion='drop')
+  with pytest.raises(InputError, match=words):
+    loaded(tmp_path, train_rows, test_rows, **policies)
+
+
+def test_how_many_examples_are_too_long_is_said(tmp_path):
+  rows = [(LONG, 'b'), (LONG, 'b'), ('a', LONG), ('a', 'b')]
+  data = loaded(tmp_path, rows, rows[3:], long_prompt='drop')
+  assert data.report[1:] == [
+    'Of 4 training examples 2 are dropped for their length: 2 with a prompt over '
+    "max_prompt=8, the longest 10 tokens (long_prompt='drop') and 1 with a completion "
+    "over max_length=6, the longest 10 tokens (long_completion='cut').",
+  ]
 
 
 def same(one, other):

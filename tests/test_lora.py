@@ -296,6 +296,74 @@ def test_other_adapters_are_refused(tmp_path, change, words):
     lora.load(tmp_path / 'a', TINY.fields, TINY.config)
 
 
+BASE = 'base_model_name_or_path'
+
+
+def peft_folder(folder, **change):
+  """Adapters of tiny in PEFT's files, with another description; the adapters."""
+  extra = adapters()
+  lora.save(folder, TINY.fields, extra, LORA, base='tiny')
+  path = folder / lora.CONFIG
+  path.write_text(json.dumps(json.loads(path.read_text()) | change))
+  return extra
+
+
+@pytest.mark.parametrize('base', ['tiny', '../base', '{folder}/base'])
+def test_a_folder_of_adapters_is_a_model(tmp_path, base):
+  """Its base by name, by a path from the folder, or by an absolute one."""
+  if base != 'tiny':
+    weights.save(
+      tmp_path / 'base', TINY.fields, TINY.params(), tokenizer=TINY.tokenizer
+    )
+  extra = peft_folder(tmp_path / 'a', **{BASE: base.format(folder=tmp_path)})
+  own = pretrained.load('tiny').tokenizer
+  own.chat_template = 'of the adapters'
+  own.save_pretrained(tmp_path / 'a')
+  found = pretrained.load(str(tmp_path / 'a'))
+  want = lora.merge(TINY.params(), extra, LORA)
+  jax.tree.map(np.testing.assert_array_equal, found.params(), want)
+  assert abs(want['layers']['q'] - TINY.params()['layers']['q']).max() > 0.01
+  assert found.config == TINY.config
+  assert found.tokenizer.chat_template == 'of the adapters'
+
+
+@pytest.mark.parametrize(
+  ('base', 'words'),
+  [
+    ('gone', "is 'gone', which does not load: There is no model 'gone'"),
+    (None, 'is None; name the model'),
+    ('.', "is '.', the adapters themselves"),
+    ('../b', "is '../b', which does not load: .* no tokenizer"),
+  ],
+)
+def test_adapters_without_their_base(tmp_path, base, words):
+  (tmp_path / 'b').mkdir()
+  peft_folder(tmp_path / 'a', **{BASE: base})
+  with pytest.raises(InputError, match=f'adapter_config.json: {BASE} {words}'):
+    pretrained.load(str(tmp_path / 'a'))
+
+
+def test_a_run_starts_from_adapters_and_is_exported(tmp_path):
+  extra = peft_folder(tmp_path / 'a')
+  c = runs.config('sft', steps=1, model=dict(name=str(tmp_path / 'a')))
+  c.optimizer.policy.learning_rate = 0.0
+  train.main(c, str(tmp_path / 'run'))
+  restored.export(restored.policy(str(tmp_path / 'run')), tmp_path / 'whole')
+  want = lora.merge(TINY.params(), extra, LORA)
+  jax.tree.map(close, pretrained.load(str(tmp_path / 'whole')).params(), want)
+
+
+@pytest.mark.parametrize('layer', [0, 1])
+def test_adapters_of_some_layers_are_refused(tmp_path, layer):
+  peft_folder(tmp_path / 'a', layers_to_transform=[1 - layer])
+  path = tmp_path / 'a' / lora.FILE
+  stored = safetensors.numpy.load_file(path)
+  kept = {k: x for k, x in stored.items() if f'layers.{layer}.' not in k}
+  safetensors.numpy.save_file(kept, path)
+  with pytest.raises(InputError, match=r'of some layers alone .* not supported'):
+    pretrained.load(str(tmp_path / 'a'))
+
+
 def test_targets_that_match_nothing():
   with pytest.raises(InputError, match=r"targets='query' matches no matrix; .* q, "):
     lora.targets(TINY.config, Lora(2, 4.0, 'query'))

@@ -110,15 +110,15 @@ def test_killed_while_evaluating_saving_or_drawing(tmp_path, module, name, count
   assert outcome(tmp_path / 'run', c)['state'] == whole['state']
 
 
-def interrupt_at(monkeypatch, module, name, count, times=1):
-  """Sends SIGINT, `times` times, in the middle of the `count`-th call."""
+def interrupt_at(monkeypatch, module, name, count, times=1, number=signal.SIGINT):
+  """Sends a signal, `times` times, in the middle of the `count`-th call."""
   calls, function = [], getattr(module, name)
 
   def interrupted(*args, **kwargs):
     calls.append(name)
     if len(calls) == count:
       for _ in range(times):
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), number)
     return function(*args, **kwargs)
 
   monkeypatch.setattr(module, name, interrupted)
@@ -171,6 +171,30 @@ def test_ctrl_c_twice_stops_at_once(tmp_path):
   assert checkpoint.steps(tmp_path) == [2]
   train.main(c, str(tmp_path))
   assert outcome(tmp_path, c) == outcome(runs.finished(), c)
+
+
+@pytest.mark.parametrize(
+  ('module', 'name', 'count', 'saved'),
+  [(train, 'one_step', 3, 3), (checkpoint, 'save', 1, 2), (train, 'evaluate', 2, 3)],
+)
+def test_a_terminal_signal_sent_twice_is_one_request(
+  tmp_path, module, name, count, saved
+):
+  """As `timeout` sends it: to the process, and to its group."""
+  c = runs.config()
+  with pytest.MonkeyPatch.context() as patch:
+    interrupt_at(patch, module, name, count, times=2, number=signal.SIGTERM)
+    train.main(c, str(tmp_path))
+  assert checkpoint.steps(tmp_path)[-1] == saved
+  train.main(c, str(tmp_path))
+  assert outcome(tmp_path, c) == outcome(runs.finished(), c)
+
+
+def test_a_later_terminal_signal_stops_at_once(monkeypatch):
+  monkeypatch.setattr(train, 'SAME_REQUEST', 0.0)
+  with train.stop_on_signal(), pytest.raises(KeyboardInterrupt):
+    for _ in range(2):
+      os.kill(os.getpid(), signal.SIGTERM)
 
 
 def test_a_complete_run_says_so_and_computes_nothing(monkeypatch, tmp_path, capsys):

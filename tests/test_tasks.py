@@ -331,6 +331,24 @@ def test_questions_as_messages_and_what_is_said_of_them(files):
   assert questions(**files(train[:1], [row('x', 3)])).digest != task.digest
 
 
+def test_questions_that_end_alike_are_not_one(files):
+  """A question is its whole conversation; what a user said before counts as shared."""
+
+  def talk(topic):
+    turns = (topic, 'user'), ('ok', 'assistant'), ('Please continue.', 'user')
+    return {'question': [dict(role=r, content=c) for c, r in turns], 'answer': 1}
+
+  held = [talk('a story of two old cats'), talk('rain'), talk('snow')]
+  train = [talk(f'topic {i}') for i in range(10)] + held[1:]
+  task = questions(**files(train, held))
+  assert task.report == [
+    '10 questions to train on, 3 held out; 2 that are held out too were left out.'
+  ]
+  close = [talk('tell a story of two old dogs'), talk('other')]
+  said = questions(**files(close, held[:1]), contamination=5).report[1]
+  assert said.startswith('1 training prompts share 5 words')
+
+
 def test_questions_names_a_missing_file(files, tmp_path):
   paths = files([row('q', 1)], [row('t', 1)])
   paths['test_path'] = str(tmp_path / 'none.jsonl')

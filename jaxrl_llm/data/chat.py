@@ -4,7 +4,7 @@ Prompt and completion meet between two ids, never inside one: text up to a bound
 encoded apart from the text after it, as a sampler would have met it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from jaxrl_llm.models.pretrained import encode_chat, render
@@ -61,9 +61,11 @@ def coder(tokenizer, stop_ids: Sequence[int]) -> Coder:
     if not isinstance(after, str):
       raise InputError('the prompt is a string and the completion a list of messages.')
     tokens = encode(after)
-    if not tokens:
+    if not tokens or tokens[-1] not in stop_ids:
+      tokens = [*tokens, stop_ids[0]]
+    if len(tokens) == 1:
       raise InputError('the completion is empty.')
-    return Ids([*tokens, stop_ids[0]], [1] * (len(tokens) + 1))
+    return Ids(tokens, [1] * len(tokens))
 
   def joined(before: Prompt, after: Completion) -> bool:
     if isinstance(after, Steps):
@@ -148,9 +150,9 @@ def turns(render, encode, before: Messages, after: Messages, stops) -> Ids:
     stops: token id to its text; the first ends a turn that the template leaves open.
 
   Raises:
-    InputError: the last turn is not an assistant's; an assistant says nothing; the
-      template leaves out what one says, or rewrites earlier turns, so that no boundary
-      exists.
+    InputError: the last turn is not an assistant's; an assistant says nothing, or a
+      stop token; the template leaves out what one says, or rewrites earlier turns, so
+      that no boundary exists.
   """
   if not after or after[-1].get('role') != 'assistant':
     raise InputError('the completion does not end with an assistant message.')
@@ -165,7 +167,7 @@ def turns(render, encode, before: Messages, after: Messages, stops) -> Ids:
     # gets there.
     ends = [words.index(end) + len(end) for end in stops.values() if end in words]
     words = words[: min(ends)] if ends else words.rstrip()
-    check_said(message, words, i)
+    check_said(message, words, i, stops.values())
     between, chosen = encode(head), encode(words)
     if not ends:
       chosen = [*chosen, next(iter(stops))]
@@ -201,8 +203,11 @@ def replier(tokenizer, stop_ids: Sequence[int]) -> Callable:
   return between
 
 
-def check_said(message: dict, words: str, turn: int) -> None:
-  """Refuses an assistant's message that is empty, or that `words` has not all of."""
+def check_said(message: dict, words: str, turn: int, ends: Iterable[str]) -> None:
+  """Refuses an assistant's message that is empty, or that `words` has not all of.
+
+  `words` are what the template makes of it, up to the first of `ends`.
+  """
   squeezed = lambda text: ''.join(text.split())
   found = [message.get(key) for key in ('content', 'reasoning_content')]
   said = [squeezed(text) for text in found if isinstance(text, str)]
@@ -211,12 +216,36 @@ def check_said(message: dict, words: str, turn: int) -> None:
   )
   if not any(said) and not others:
     raise InputError('an assistant message is empty.')
-  if any(text not in squeezed(words) for text in said):
+  check_calls(message, words, turn)
+  missing = [text for text in said if text not in squeezed(words)]
+  if inside := [end for end in ends for text in missing if squeezed(end) in text]:
+    raise InputError(
+      f'message {turn} of the completion contains the stop token {inside[0]!r}, where '
+      'its turn would end. Take it out of the text.'
+    )
+  if missing or words.strip() in ('', *ends):
     raise InputError(
       f'the chat template leaves out something of message {turn} of the completion, '
       f'of which it says {words[:80]!r}. It would not be learned; take it out of the '
       'data, or set another tokenizer.chat_template.'
     )
+
+
+def check_calls(message: dict, words: str, turn: int) -> None:
+  """Refuses a call of a tool whose name is not in `words`."""
+  for call in message.get('tool_calls') or ():
+    if (name := called(call)) not in words:
+      raise InputError(
+        f'the chat template does not show the tool calls of message {turn} of the '
+        f'completion, of which it says {words[:80]!r}. Put the call of {name!r} into '
+        'the content as text, or set another tokenizer.chat_template.'
+      )
+
+
+def called(call) -> str:
+  """The name of the tool that is called, '' where it is not known."""
+  call = call.get('function', call) if isinstance(call, dict) else {}
+  return str(call.get('name', '')) if isinstance(call, dict) else ''
 
 
 def rest(start: str, whole: str, turn: int) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxrl_llm import types
 from jaxrl_llm.data.chat import Coder, Completion, Ids, Prompt
+from jaxrl_llm.data.lengths import Found
 from jaxrl_llm.data.tables import located
 from jaxrl_llm.types import Batch, InputError
 
@@ -47,6 +48,7 @@ class Coded(NamedTuple):
   example: Example
   prompts: Sequence[list[int]] = ()  # Of each completion, where they are not one.
   aux: 'Coded | None' = None
+  whole: tuple[int, int] = (0, 0)  # Tokens of the longest prompt and completion, uncut.
 
   @property
   def size(self) -> int:
@@ -127,19 +129,18 @@ class Encoder:
     before = example.prompts or [example.prompt] * len(example.completions)
     found = [self.coder.completion(p, c) for p, c in zip(before, example.completions)]
     longest = max(len(c.tokens) for c in found)
+    asked = max(len(p) for p in prompts or [prompt])
     over = (
-      *(
-        too_long(len(p), self.max_prompt, self.long_prompt, 'prompt')
-        for p in prompts or [prompt]
-      ),
+      too_long(asked, self.max_prompt, self.long_prompt, 'prompt'),
       too_long(longest, self.max_length, self.long_completion, 'length'),
     )
     cut = [len(c.tokens) > self.max_length for c in found]
     found = [Ids(*(x[: self.max_length] for x in c)) for c in found]
     kept = not any(over) and all(any(c.mask) for c in found)
     prompts = [p[-self.max_prompt :] for p in prompts]
-    whole = Coded(prompt[-self.max_prompt :], found, cut, kept, example, prompts)
-    return whole if kept else emptied(whole)
+    left = Coded(prompt[-self.max_prompt :], found, cut, kept, example, prompts)
+    left = left._replace(whole=(asked, longest))
+    return left if kept else emptied(left)
 
   def widths(self, coded: Sequence[Coded]) -> tuple[int, int]:
     """Prompt and completion positions of a batch."""
@@ -156,8 +157,13 @@ class Encoder:
 def emptied(coded: Coded) -> Coded:
   """What stands in the place of a group that is left out."""
   size, short = len(coded.completions), [p[:1] for p in coded.prompts]
-  nothing, uncut = [NOTHING] * size, [False] * size
-  return Coded(coded.prompt[:1], nothing, uncut, False, coded.example, short)
+  return coded._replace(
+    prompt=coded.prompt[:1],
+    completions=[NOTHING] * size,
+    cut=[False] * size,
+    kept=False,
+    prompts=short,
+  )
 
 
 def too_long(size: int, room: int, policy: str, what: str) -> bool:
@@ -258,17 +264,21 @@ def boundaries(coder: Coder, examples: Sequence[Example]) -> list[str]:
   ]
 
 
-def check(examples: Sequence[Example], encode: Encoder, method: str) -> None:
+def check(examples: Sequence[Example], encode: Encoder, method: str) -> Found:
   """Reads every example once, so that nothing is found wrong in the middle of a run.
+
+  Returns how long they are, and which are left.
 
   Raises:
     InputError: one cannot be encoded, is of another shape than the first, or is what
       the method would misread.
   """
-  first = describe(examples[0])
-  for i in range(len(examples)):
+  first, count = describe(examples[0]), len(examples)
+  sizes, kept = np.zeros((count, 2), np.int32), np.zeros(count, bool)
+  for i in range(count):
     example = examples[i]
-    encode.read(example)
+    coded = encode.read(example)
+    sizes[i], kept[i] = coded.whole, coded.kept
     where = example.where or f'example {i}'
     if (found := describe(example)) != first:
       raise InputError(
@@ -277,6 +287,7 @@ def check(examples: Sequence[Example], encode: Encoder, method: str) -> None:
     tied = method in TYING and example.extra.get('tie')
     if not tied and (wrong := misread(example.reward, method)):
       raise InputError(f'{where}: {method}: {wrong}')
+  return Found(sizes, kept)
 
 
 def describe(example: Example) -> str:

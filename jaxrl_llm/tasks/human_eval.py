@@ -57,16 +57,15 @@ def human_eval(
 
   test = questions.read(test_path, record)
   test = test[:limit] if limit else test
-  held = {records.question(r) for r in test}
   train = questions.read(train_path, record) if train_path else []
-  train = [r for r in train if records.question(r) not in held]
+  train, left_out = questions.apart(train, test)
 
   def check(text: str, record: Record) -> float:
     grade = code.passed(text, record, level=level, limits=limits)
     return float(grade.right == grade.total)
 
   draw = questions.cycle(train, seed) if train else none_to_train
-  report = [f'{len(train)} programs to train on, {len(test)} held out.']
+  report = [f'{len(train)} programs to train on, {len(test)} held out{left_out}.']
   return Task('human_eval', draw, tuple(test), check, digest.hexdigest(), report)
 
 

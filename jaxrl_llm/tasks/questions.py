@@ -39,9 +39,9 @@ def questions(
 ) -> Task:
   """A row has a question and its numeric answer, or text that ends in '#### number'.
 
-  Training questions whose text is a test question are left out. Training goes through
-  the rows again and again, each time in another order drawn from `seed`; a record's id
-  is its row, its reference text stays in `extra['reference']`.
+  Training questions that are a test question, as whole conversations, are left out.
+  Training goes through the rows again and again, each time in another order drawn from
+  `seed`; a record's id is its row, its reference text stays in `extra['reference']`.
 
   Args:
     train_path, test_path: see tables.open_table.
@@ -79,13 +79,12 @@ def questions(
 
   test = read(test_path, record)
   test = test[:limit] if limit else test
-  held = {records.question(r) for r in test}
-  train = [r for r in read(train_path, record) if records.question(r) not in held]
+  train, left_out = apart(read(train_path, record), test)
   if not train:
     raise InputError(
       f'{train_path}: every question is also in {test_path}; give other questions.'
     )
-  report = told(train, test, contamination)
+  report = told(train, test, left_out, contamination)
   return Task(
     'questions', cycle(train, seed), tuple(test), check, digest.hexdigest(), report
   )
@@ -181,10 +180,19 @@ def field(row: dict[str, Any], name: str) -> str:
   return str(value)
 
 
-def told(train: list[Record], test: list[Record], words: int) -> list[str]:
+def apart(train: list[Record], test: list[Record]) -> tuple[list[Record], str]:
+  """The training questions that are no test question, and words for how many were."""
+  held = {records.identity(r) for r in test}
+  kept = [r for r in train if records.identity(r) not in held]
+  count = len(train) - len(kept)
+  return kept, f'; {count} that are held out too were left out' if count else ''
+
+
+def told(train: list, test: list, left_out: str, words: int) -> list[str]:
   """How many questions there are, and which share `words` in a row."""
-  report = [f'{len(train)} questions to train on, {len(test)} held out.']
+  report = [f'{len(train)} questions to train on, {len(test)} held out{left_out}.']
   if words:
-    texts = lambda rows: map(records.question, rows)
+    said = lambda r: overlap.words_of([m for m in r.messages if m['role'] == 'user'])
+    texts = lambda rows: map(said, rows)
     report.append(overlap.report(texts(train), texts(test), words))
   return report

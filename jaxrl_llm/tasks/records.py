@@ -1,5 +1,6 @@
 """What a task is: questions to train on, questions held out, and a checker."""
 
+import json
 import random
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -67,8 +68,13 @@ def checked(task: Task) -> Callable[[str, Record], float]:
 
 
 def question(record: Record) -> str:
-  """The text that tells two questions apart: the last message."""
+  """What is asked last: the text of the last message."""
   return record.messages[-1]['content']
+
+
+def identity(record: Record) -> str:
+  """What tells two questions apart: the whole conversation."""
+  return json.dumps(record.messages, sort_keys=True, default=str)
 
 
 def held_out(
@@ -92,7 +98,7 @@ def held_out(
   test: dict[str, Record] = {}
   for _ in range(20 * test_size):
     record = draw(rng, len(test))
-    test.setdefault(question(record), record)
+    test.setdefault(identity(record), record)
     if len(test) == test_size:
       break
 
@@ -100,11 +106,11 @@ def held_out(
     rng = random.Random(f'{seed}/train/{int(index)}')
     for _ in range(1000):
       record = draw(rng, int(index))
-      if question(record) not in test:
+      if identity(record) not in test:
         return record
     raise crowded
 
-  probe = [question(draw(rng, 0)) in test for _ in range(30)]
+  probe = [identity(draw(rng, 0)) in test for _ in range(30)]
   if len(test) < test_size or sum(probe) >= 15:
     raise crowded
   return train, tuple(test.values())
