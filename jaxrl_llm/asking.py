@@ -24,7 +24,7 @@ from jaxrl_llm import (
 from jaxrl_llm.data import chat, examples
 from jaxrl_llm.evaluate import held_out
 from jaxrl_llm.feeds import Feed, pretraining, refuse_uncorrected
-from jaxrl_llm.models import pretrained
+from jaxrl_llm.models import caching, pretrained
 from jaxrl_llm.rewards import combine, shaping
 from jaxrl_llm.rollout import draw, mixture, trees
 from jaxrl_llm.rollout.sampler import make_sampler
@@ -160,7 +160,7 @@ def grown(s, decoder, sampler, place):
   """A `sample` that grows config.source.tree.share of each group (rollout/trees.py)."""
   options = s.tree.to_dict()
   share = sorted(options.pop('share'))
-  other = [k for k in ('slots', 'stop_strings', 'mixture') if s.get(k)]
+  other = [k for k in ('slots', 'stop_strings', 'mixture', 'cache') if s.get(k)]
   cut = draw.truncates(draw.options(1, max_length=1, **draw.truncation(s))).any()
   if other or cut or any(not 0 <= x <= 1 for _, x in share):
     raise InputError(
@@ -282,7 +282,7 @@ def checked_task(config):
 def sampling(config, decoder, model, text, mesh, max_length: int):
   """`sampler(group, slots)`, and options of so many prompts: to learn, and greedy."""
   s, stops = config.source, pretrained.stop_ids(model.tokenizer)
-  strings = tuple(s.get('stop_strings', ()))
+  strings, cache = tuple(s.get('stop_strings', ())), cache_dtype(config)
   sampler = lambda group, slots: make_sampler(
     decoder,
     group=group,
@@ -291,10 +291,26 @@ def sampling(config, decoder, model, text, mesh, max_length: int):
     cut=stop_strings(text.decode, strings) if strings else None,
     unit=sharding.shards(mesh),
     place=lambda arrays: sharding.put_batch(arrays, mesh),
+    cache=cache,
   )
   options = functools.partial(draw.options, max_length=max_length, stop_ids=stops)
   warm = functools.partial(options, temperature=s.temperature, **draw.truncation(s))
   return sampler, warm, functools.partial(options, temperature=0.0)
+
+
+def cache_dtype(config):
+  """config.source.cache as a dtype, or None for the network's own."""
+  name, u = config.source.get('cache', ''), config.plan
+  if name not in caching.DTYPES:
+    where = f'config.source.cache={name!r}'
+    raise InputError(f'{where}. {build.near(name, caching.DTYPES)}')
+  if name in ('', config.model.dtype) or u.get('importance') or u.get('trust_sampler'):
+    return caching.DTYPES[name]
+  raise InputError(
+    f'config.source.cache={name!r}: what is sampled is then another distribution than '
+    "the trainer's. Set config.plan.importance='token', or another, or "
+    'config.plan.trust_sampler.'
+  )
 
 
 def make_reward(config, task, section: str = 'rewards'):

@@ -42,7 +42,8 @@ def default_config(name: str, method: str) -> config_dict.ConfigDict:
 def sampled(prompts: int, group: int, max_prompt: int, max_length: int) -> dict:
   """A source of fresh completions: prompts a batch, completions of each, tokens.
 
-  `slots` is how many prompts decode at once, 0 all; `limit` is of until_mixed alone;
+  `slots` is how many prompts decode at once, 0 all; `cache` keeps their keys and values
+  in 'bfloat16' or 'int8', '' as the network computes; `limit` is of until_mixed alone;
   `greedy` and `anchor` score another completion too, the policy's likeliest and the
   task's answer (ops/extras.py); `filter` is one of filtration.py, `pair` of pairing.py
   with its `margin`; `steps` is for grpo_process and `mixture` for nash_md; `answer`
@@ -63,6 +64,7 @@ def sampled(prompts: int, group: int, max_prompt: int, max_length: int) -> dict:
     max_prompt=max_prompt,
     max_length=max_length,
     slots=0,
+    cache='',
     stop_strings=(),
     temperature=1.0,
     top_k=0,

@@ -104,6 +104,11 @@ def message(capsys, argv, folder):
     ([TOY + ':kto', '--config.method.baseline=x'], ["'mismatched' or 'batch'", "'x'"]),
     ([TOY, '--config.model.name=gpt9'], ["'gpt9'", "'smollm2'"]),
     ([TOY, '--config.model.dtype=int8'], ['config.model.dtype', "'int8'", 'bfloat16']),
+    ([TOY, '--config.source.cache=int4'], ['config.source.cache', "'int8'"]),
+    (
+      [TOY, '--config.source.cache=int8'],
+      ["cache='int8'", "config.plan.importance='token'", 'trust_sampler'],
+    ),
     ([TOY, '--config.model.remat=al'], ['config.model.remat', "'al'"]),
     ([TOY, '--config.source.name=off'], ['config.source.name', "'off'", 'until_mixed']),
     (

@@ -13,7 +13,7 @@ from jaxrl_llm import build, forward, types
 from jaxrl_llm.models import attention
 from jaxrl_llm.models.config import DecoderConfig
 from jaxrl_llm.models.decoder import Decoder, causal, head_kernel
-from jaxrl_llm.ops import logprobs
+from jaxrl_llm.ops import blocks, logprobs
 from jaxrl_llm.step import make_update_step, sense, weigh
 from jaxrl_llm.types import Method, State
 
@@ -251,32 +251,71 @@ def plain_gradient():
   return loss_gradient(PLAIN)
 
 
-@pytest.mark.parametrize('chunk', [1, 7, 12, 29, 30, 256])
-def test_chunks_change_nothing(chunk):
-  """Value and gradient of 30 tokens; 7, 12 and 29 do not divide."""
-  batch = example()
+def weighted_slope(stats):
+  """Values of `stats(hidden, kernel)` and the gradient of their weighted sum."""
+  mix = jax.random.normal(jax.random.key(1), (3, B, G, T))
+
+  def total(hidden, kernel):
+    found = stats(hidden, kernel)
+    return sum(jnp.vdot(m, s) for m, s in zip(mix, found)), found
+
+  slope = jax.jit(jax.value_and_grad(total, argnums=(0, 1), has_aux=True))
+  return slope
+
+
+def in_pieces(chunk, block):
+  """Log-prob, entropy and collision, capped at 30, `chunk` by `block` at a time."""
+  ids, warmth = example().completions, example().temperature
+  how = dict(cap=30.0, chunk=chunk, block=block)
+  return weighted_slope(
+    lambda hidden, kernel: (
+      *logprobs.token_stats(hidden, kernel, ids, warmth, **how),
+      logprobs.token_collision(hidden, kernel, warmth, **how),
+    )
+  )
+
+
+def at_once(hidden, kernel):
+  """The same by the plain formulas."""
+  ids, warmth = example().completions, example().temperature
+  logits = 30 * jnp.tanh(jnp.einsum('bgtd,vd->bgtv', hidden, kernel) / 30)
+  full = jax.nn.log_softmax(logits / warmth[..., None, None])
+  logp = jnp.take_along_axis(full, ids[..., None], -1)[..., 0]
+  return logp, -jnp.sum(jnp.exp(full) * full, -1), jax.nn.logsumexp(2 * full, -1)
+
+
+@functools.cache
+def all_logits():
+  return weighted_slope(at_once)
+
+
+@pytest.mark.parametrize(
+  ('chunk', 'block'), [(1, V), (7, 4), (12, 5), (29, 6), (256, 4096)]
+)
+def test_chunks_change_nothing(chunk, block):
+  """Value and gradient of 30 tokens and 13 words; of the sizes 1, 256 and V divide."""
   hidden = jax.random.normal(jax.random.key(0), (B, G, T, D))
   kernel = head_kernel(params()['policy'])
-  mix = jax.random.normal(jax.random.key(1), (2, B, G, T))
+  got, want = (f(hidden, kernel) for f in (in_pieces(chunk, block), all_logits()))
+  jax.tree.map(close, got[0][1], want[0][1])
+  jax.tree.map(lambda a, b: close(a, b, 5e-5), got[1], want[1])
 
-  def chunked(hidden, kernel):
-    stats = logprobs.token_stats(
-      hidden, kernel, batch.completions, batch.temperature, chunk=chunk
-    )
-    return sum(jnp.vdot(m, s) for m, s in zip(mix, stats)), stats
 
-  def whole(hidden, kernel):
-    logits = jnp.einsum('bgtd,vd->bgtv', hidden, kernel)
-    full = jax.nn.log_softmax(logits / batch.temperature[..., None, None])
-    logp = jnp.take_along_axis(full, batch.completions[..., None], -1)[..., 0]
-    stats = logp, -jnp.sum(jnp.exp(full) * full, -1)
-    return sum(jnp.vdot(m, s) for m, s in zip(mix, stats)), stats
+def test_chunks_are_exact_in_float64():
+  with toy.float64():
+    hidden = jax.random.normal(jax.random.key(0), (B, G, T, D), jnp.float64)
+    kernel = jax.random.normal(jax.random.key(2), (V, D), jnp.float64)
+    got, want = (f(hidden, kernel) for f in (in_pieces(7, 4), weighted_slope(at_once)))
+    jax.tree.map(lambda a, b: close(a, b, 1e-10), got, want)
 
-  slope = functools.partial(jax.value_and_grad, argnums=(0, 1), has_aux=True)
-  (_, stats), grads = jax.jit(slope(chunked))(hidden, kernel)
-  (_, want), due = jax.jit(slope(whole))(hidden, kernel)
-  jax.tree.map(close, stats, want)
-  jax.tree.map(lambda a, b: close(a, b, 5e-5), grads, due)
+
+def test_blocks_are_even_where_they_can_be():
+  assert blocks.number(49152, 4096) == 12
+  assert (
+    blocks.number(50257, 4096) == 13
+  )  # 29 is the first to divide: a word of padding.
+  assert blocks.number(50000, 4096) == 16
+  assert blocks.number(13, 4096) == 1
 
 
 def test_bfloat16_gives_float32_log_probs():

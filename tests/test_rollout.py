@@ -336,6 +336,7 @@ def test_every_prompt_has_options_of_its_own():
 
 def test_rows_left_go_on_in_half_the_rows(monkeypatch):
   """The same draws, though half of the rows are gone after two or four tokens."""
+  tokens = free().tokens  # Before its own rows are watched.
   monkeypatch.setattr('jaxrl_llm.rollout.sampler.CHUNK', 2)
   widths, narrow = [], Places.narrow
 
@@ -345,7 +346,7 @@ def test_rows_left_go_on_in_half_the_rows(monkeypatch):
     return keep
 
   monkeypatch.setattr(Places, 'narrow', watched)
-  place = lambda v: (free().tokens == v).argmax(-1) + T * (free().tokens != v).all(-1)
+  place = lambda v: (tokens == v).argmax(-1) + T * (tokens != v).all(-1)
   stops = tuple(v for v in range(V) if (place(v) < 2).any())[:4]
   got = sample(stop_ids=stops)
   assert widths[0] < G and min(widths) < widths[0]

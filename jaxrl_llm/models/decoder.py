@@ -7,6 +7,7 @@ the options of its config alone (families.py).
 """
 
 import functools
+import math
 import re
 from collections.abc import Callable
 from typing import NamedTuple
@@ -15,7 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxrl_llm.models import attention, experts, ragged, rope
+from jaxrl_llm.models import attention, caching, experts, ragged, rope
 from jaxrl_llm.models.attention import KV, causal
 from jaxrl_llm.models.config import DecoderConfig, Lora
 from jaxrl_llm.types import BGT, Array
@@ -85,7 +86,8 @@ class Decoder(nn.Module):
       mask: [B, G, T, S] bool, which of the S own slots a token sees (S = T without
         a cache). A row that sees nothing at all gets finite, meaningless numbers.
       prefix: the prompt's keys and values, seen by every token of the group.
-      cache: own slots [L, B, K, G, S, d], written at `index` [B] and returned.
+      cache: own slots [L, B, K, G, S, d], written at `index` [B] and returned; it and
+        the prefix may be kept in fewer bytes (caching.py).
       rows: where the tokens [R, 1, S] are whole groups without padding, the rows that
         attention sees; mask, prefix and cache are None.
     """
@@ -180,8 +182,7 @@ class Block(nn.Module):
     heads_first = lambda y: y.transpose(0, 3, 1, 2, 4)
     kv, there = KV(heads_first(k), heads_first(v)), positions
     if cache is not None:
-      write = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=2)
-      kv = jax.tree.map(lambda old, new: jax.vmap(write)(old, new, index), cache, kv)
+      kv = caching.written(cache, kv, index)
       there = positions[..., :1] - index[:, None, None]
       there += jnp.arange(mask.shape[-1])[None, None]
     if prefix is not None:
@@ -192,13 +193,15 @@ class Block(nn.Module):
         slots = jnp.arange(prefix_mask.shape[-1])[None, None]
         prefix_mask = prefix_mask & attention.near(positions, slots, window)
     cap, plain = self.config.attention_cap, cache is None
-    out = attention.attend(q, kv, mask, prefix, prefix_mask, cap=cap, causal=plain)
+    seen, before = (caching.read(x, q.dtype) for x in (kv, prefix))
+    out = attention.attend(q, seen, mask, before, prefix_mask, cap=cap, causal=plain)
     return out, kv
 
   def project(self, h):
     """Queries, keys and values: [B, G, T, heads, head_dim] each."""
-    c = self.config
-    heads = lambda x: x.reshape(*x.shape[:3], -1, c.head_dim)
+    c, lead = self.config, h.shape[:3]
+    heads = lambda x: x.reshape(*lead, -1, c.head_dim)
+    h = flat(h)
     q, k = (
       self.dense(name, h, n * c.head_dim)
       for name, n in (('q', c.heads), ('k', c.kv_heads))
@@ -211,15 +214,15 @@ class Block(nn.Module):
 
   def mlp(self, h):
     """down(act(gate(h)) * up(h)), down(act(up(h))) without a gate, or experts."""
-    c = self.config
+    c, shape, h = self.config, h.shape, flat(h)
     act = ACTIVATIONS[c.activation]
     if c.experts:
-      return self.experts(h, act)
-    if c.gated:
-      inner = act(self.dense('gate', h, c.mlp_width)) * self.dense('up', h, c.mlp_width)
-    else:
-      inner = act(self.dense('up', h, c.mlp_width))
-    return self.dense('down', inner, c.width)
+      return self.experts(h, act).reshape(shape)
+    wide = [self.dense(name, h, c.mlp_width) for name in ('gate', 'up')[not c.gated :]]
+    # Computed again backward: to keep what lies inside costs more than that.
+    mixed = lambda first, *up: math.prod(up, start=act(first))
+    inner = jax.checkpoint(mixed, prevent_cse=False)(*wide)
+    return self.dense('down', inner, c.width).reshape(shape)
 
   def experts(self, h, act):
     c = self.config
@@ -230,18 +233,18 @@ class Block(nn.Module):
       for name, shape in shapes.items()
     ]
     weight, chosen = experts.route(
-      self.dense('router', h, e).reshape(-1, e),
+      self.dense('router', h, e),
       k=c.experts_per_token,
       normalise=c.normalise_experts,
     )
-    return experts.mix(h.reshape(-1, d), weight, chosen, *kernels, act).reshape(h.shape)
+    return experts.mix(h, weight, chosen, *kernels, act)
 
   def dense(self, name, x, width):
     kernel = self.param(name, NORMAL, (x.shape[-1], width)).astype(self.dtype)
     y = product(x, kernel)
     if name in self.config.biases:
       bias = self.param(f'{name}_bias', ZEROS, (width,))
-      y += bias.astype(self.dtype)[None, None, None]
+      y += bias.astype(self.dtype)[(None,) * (y.ndim - 1)]
     if self.lora and re.fullmatch(self.lora.targets, name):
       y += self.adapter(name, x, width)
     return y
@@ -267,7 +270,12 @@ def product(x: Array, kernel: Array) -> Array:
   As a product of two matrices, whose gradient is one too: with more axes XLA copies
   the activations into another order first.
   """
-  return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], -1)
+  return (flat(x) @ kernel).reshape(*x.shape[:-1], -1)
+
+
+def flat(x: Array) -> Array:
+  """[..., I] to [N, I]. Products of one such array keep it once for the gradient."""
+  return x.reshape(-1, x.shape[-1])
 
 
 def norm(module: nn.Module, c: DecoderConfig, name: str, x: Array) -> Array:
@@ -280,7 +288,8 @@ def norm(module: nn.Module, c: DecoderConfig, name: str, x: Array) -> Array:
   scale = module.param(name, start, (x.shape[-1],)) + c.norm_offset
   if c.norm == 'layer':
     wide -= wide.mean(-1, keepdims=True)
-  y = wide / jnp.sqrt(jnp.mean(jnp.square(wide), -1, keepdims=True) + c.norm_eps)
+  # Not jnp.square, whose gradient keeps 2 * wide beside it.
+  y = wide / jnp.sqrt(jnp.mean(wide * wide, -1, keepdims=True) + c.norm_eps)
   y *= scale[lead]
   if c.norm == 'layer':
     y += module.param(f'{name}_bias', ZEROS, (x.shape[-1],))[lead]

@@ -1,9 +1,11 @@
 """Log-probabilities and entropy from hidden states, without a [B, G, T, V] array."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
-from jaxrl_llm.ops import divergences
+from jaxrl_llm.ops import blocks, divergences
 from jaxrl_llm.types import BGT, Array
 
 CHUNK = 256  # Tokens whose logits exist at once.
@@ -18,6 +20,7 @@ def token_stats(
   *,
   cap: float = 0.0,
   chunk: int = CHUNK,
+  block: int = blocks.BLOCK,
 ) -> tuple[BGT, BGT]:
   """The log-probability of each token and the entropy it was drawn from, in nats.
 
@@ -27,33 +30,67 @@ def token_stats(
     hidden: [B, G, T, D], the state before each token; kernel: [V, D].
     tokens: [B, G, T] int32; temperature: [B, G] or [B, G, T].
     cap: logits become cap * tanh(logits / cap); 0 leaves them.
-    chunk: as in `chunked`. Forward and backward hold [chunk, V] at a time.
+    chunk: as in `chunked`; block: words, as in blocks.mapped. Forward and backward hold
+      [chunk, block] at a time.
 
   Returns:
     logp, entropy: [B, G, T] float32.
   """
-  warmth = jnp.broadcast_to(temperature.reshape(*tokens.shape[:2], -1), tokens.shape)
-
-  def stats(x):
-    hidden, tokens, warmth = x
-    return logits_stats(logits(hidden, kernel, cap), tokens, warmth)
-
-  return chunked(stats, (hidden, tokens, warmth), chunk)
+  rest = tokens, warmths(temperature, tokens.shape)
+  read = functools.partial(per_block, taken_stats, len(kernel), cap, chunk)
+  taken, norm, mean = blocks.mapped(read, hidden, rest, kernel, block)
+  total = jax.nn.logsumexp(norm, 0)
+  mean = jnp.sum(jnp.exp(norm - total[None]) * mean, 0)
+  return taken.sum(0) - total, total - mean
 
 
 def token_collision(
-  hidden: Array, kernel: Array, temperature: Array, *, cap=0.0, chunk: int = CHUNK
+  hidden: Array,
+  kernel: Array,
+  temperature: Array,
+  *,
+  cap: float = 0.0,
+  chunk: int = CHUNK,
+  block: int = blocks.BLOCK,
 ) -> BGT:
   """log sum_v p(v)^2 of each token's distribution; the arguments are token_stats'."""
-  shape = hidden.shape[:3]
-  warmth = jnp.broadcast_to(temperature.reshape(*shape[:2], -1), shape)
+  rest = (warmths(temperature, hidden.shape[:3]),)
+  read = functools.partial(per_block, collision_stats, len(kernel), cap, chunk)
+  found = blocks.mapped(read, hidden, rest, kernel, block)
+  norm, twice = (jax.nn.logsumexp(x, 0) for x in found)
+  return twice - 2 * norm
 
-  def stats(x):
-    hidden, warmth = x
-    logp = jax.nn.log_softmax(logits(hidden, kernel, cap) / warmth[:, None])
-    return (jax.nn.logsumexp(2 * logp, -1),)
 
-  return chunked(stats, (hidden, warmth), chunk)[0]
+def per_block(stats, vocab: int, cap: float, chunk: int, hidden, rest, words, kernel):
+  """What `stats` says of a block's logits at their temperature, `chunk` tokens at once.
+
+  `rest` ends with the temperatures [B, G, T].
+  """
+
+  def read(x):
+    hidden, *rest, warmth = x
+    found = logits(hidden, kernel, cap) / warmth[:, None]
+    return stats(jnp.where(words[None] < vocab, found, -1e30), words, *rest)
+
+  return chunked(read, (hidden, *rest), chunk)
+
+
+def taken_stats(logits: Array, words: Array, tokens: Array):
+  """Of a block [N, W] each token's logit, or 0 if it is elsewhere; logsumexp; mean."""
+  norm = jax.nn.logsumexp(logits, -1)
+  taken = jnp.sum(jnp.where(words[None] == tokens[:, None], logits, 0.0), -1)
+  return taken, norm, jnp.sum(jnp.exp(logits - norm[:, None]) * logits, -1)
+
+
+def collision_stats(logits: Array, words: Array):
+  """Of a block [N, W] the logsumexp of the logits, and of their doubles."""
+  del words
+  return jax.nn.logsumexp(logits, -1), jax.nn.logsumexp(2 * logits, -1)
+
+
+def warmths(temperature: Array, shape) -> BGT:
+  """Temperatures [B, G] or [B, G, T] as [B, G, T]."""
+  return jnp.broadcast_to(temperature.reshape(*shape[:2], -1), shape)
 
 
 def likeliest(hidden: Array, kernel: Array, *, cap=0.0, chunk: int = CHUNK) -> BGT:
@@ -91,8 +128,7 @@ def token_divergence(
     caps: as `cap` in `token_stats`, of each.
   """
   (mine, kernel), (other, other_kernel) = sides
-  shape = mine.shape[:3]
-  warmth = jnp.broadcast_to(temperature.reshape(*shape[:2], -1), shape)
+  warmth = warmths(temperature, mine.shape[:3])
 
   def apart(x):
     mine, other, warmth = x
@@ -130,16 +166,8 @@ def chunked(fn, rows, chunk: int) -> tuple[BGT, ...]:
 
 
 def logits(hidden: Array, kernel: Array, cap: float = 0.0) -> Array:
-  """[N, D] and [V, D] to [N, V] float32; `cap` as in `token_stats`."""
+  """[N, D] and [V, D] to [N, V], float32 at least; `cap` as in `token_stats`."""
+  wide = jnp.promote_types(hidden.dtype, jnp.float32)
   kernel = kernel.astype(hidden.dtype)
-  found = jnp.einsum('nd,vd->nv', hidden, kernel, preferred_element_type=jnp.float32)
+  found = jnp.einsum('nd,vd->nv', hidden, kernel, preferred_element_type=wide)
   return cap * jnp.tanh(found / cap) if cap else found
-
-
-def logits_stats(logits: Array, tokens: Array, temperature: Array):
-  """[N, V], [N], [N] to (logp [N], entropy [N]), both at `temperature`."""
-  logits = logits / temperature[:, None]
-  norm = jax.nn.logsumexp(logits, -1)
-  taken = jnp.take_along_axis(logits, tokens[:, None], -1)[:, 0]
-  mean = jnp.sum(jnp.exp(logits - norm[:, None]) * logits, -1)
-  return taken - norm, norm - mean

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrl_llm.models import caching
 from jaxrl_llm.models.attention import KV
 from jaxrl_llm.models.decoder import Decoder, Prefix, head_kernel, prefill, unstack
 from jaxrl_llm.ops import logprobs
@@ -37,7 +38,7 @@ class Rows(NamedTuple):
 
   asked: Asked
   keys: Array  # [N, G, 2] uint32.
-  prefix: tuple[KV, ...]  # Of each layer [N, K, 1, P, d].
+  prefix: tuple[KV, ...]  # Of each layer [N, K, 1, P, d]; see caching.kept.
   hidden: Array  # [N, G, D], after the last token.
   age: Array  # [N], tokens decoded.
   tokens: Array  # [N, G, T] int32.
@@ -57,6 +58,7 @@ def make_sampler(
   cut: Callable[[np.ndarray], int] | None = None,
   unit: int = 1,
   place=lambda x: x,
+  cache=None,
 ) -> Sample:
   """Returns `sample(params, prompts, prompt_length, prompt_id, options, key, version)`.
 
@@ -71,13 +73,17 @@ def make_sampler(
       (stops.stop_strings). The host asks it every CHUNK tokens.
     unit: prompts are placed in multiples of this.
     place: puts arrays with a leading axis of prompts on the devices.
+    cache: the dtype in which keys and values are kept (caching.DTYPES). With fewer
+      bytes than the network's, the log-probs are of another distribution than the
+      trainer's: of the one that was drawn from.
 
   `sample` takes host arrays (see `Asked`; draw.options makes the options), a typed key
   and the parameters' version. It returns a `Rollout` of [B, group, max_length]; slots
   past a row's length hold token 0 and log-prob 0. Prompts are compiled in four
   widths at most, and for each power of two of slots refilled and of rows left.
   """
-  enter, room, decode = programs(decoder, group=group, max_length=max_length)
+  shape = dict(group=group, max_length=max_length)
+  enter, room, decode = programs(decoder, **shape, cache=cache)
 
   def sample(params, prompts, prompt_length, prompt_id, options, key, version):
     width = bucket(np.max(prompt_length), prompts.shape[1])
@@ -89,11 +95,11 @@ def make_sampler(
     )
     weights = unstack(params, decoder.dtype)
     rows = enter(params, take(np.arange(size)), key)
-    cache = room(rows)
+    kv = room(rows)
     at, ahead = Places.first(size, count, group), min(size, count)
     found = blank_rollout(options.temperature, prompt_id, version, group, max_length)
     while at.busy():
-      rows, cache = decode(weights, rows, cache, CHUNK)
+      rows, kv = decode(weights, rows, kv, CHUNK)
       rows = shortened(rows, at.sample >= 0, cut) if cut else rows
       if not at.collect(rows, found):
         continue
@@ -103,30 +109,29 @@ def make_sampler(
         rows = refill(rows, where, enter(params, take(which), key))
         ahead += free.size
       elif ahead == count and (keep := at.narrow()) is not None:
-        rows, cache = narrowed(rows, cache, keep)
+        rows, kv = narrowed(rows, kv, keep)
     return found
 
   return sample
 
 
-def programs(decoder: Decoder, *, group: int, max_length: int):
+def programs(decoder: Decoder, *, group: int, max_length: int, cache=None):
   """`prefilled`, `blank` and `decoded` for one decoder, compiled when first called."""
-  enter = functools.partial(
-    prefilled, decoder=decoder, group=group, max_length=max_length
-  )
+  same = dict(decoder=decoder, cache=cache)
+  enter = functools.partial(prefilled, **same, group=group, max_length=max_length)
   single = decoder.clone(unrolled=True, remat='none')
   decode = functools.partial(decoded, decoder=single)
-  room = functools.partial(blank, decoder=decoder)
+  room = functools.partial(blank, **same)
   return jax.jit(enter), jax.jit(room), jax.jit(decode, donate_argnums=(1, 2))
 
 
 def prefilled(
-  params, asked: Asked, key, *, decoder: Decoder, group: int, max_length: int
+  params, asked: Asked, key, *, decoder: Decoder, cache, group: int, max_length: int
 ) -> Rows:
   """Rows of prompts that have run, before their first token."""
   n = len(asked.prompts)
   hidden, prefix = prefill(decoder, params, asked.prompts, asked.length)
-  layer = lambda i: jax.tree.map(lambda x: x[i], prefix.kv)
+  layer = lambda i: KV(*(caching.kept(x[i], cache) for x in prefix.kv))
   zero = jnp.zeros((n, group, max_length), jnp.float32)
   none = jnp.zeros((n, group), bool)
   return Rows(
@@ -144,10 +149,11 @@ def prefilled(
   )
 
 
-def blank(rows: Rows, *, decoder: Decoder) -> tuple[KV, ...]:
+def blank(rows: Rows, *, decoder: Decoder, cache) -> tuple[KV, ...]:
   """A cache with room for every row's tokens: of each layer [N, K, G, T, d]."""
   c, (n, group, length) = decoder.config, rows.tokens.shape
-  zero = lambda: jnp.zeros((n, c.kv_heads, group, length, c.head_dim), decoder.dtype)
+  shape = (n, c.kv_heads, group, length, c.head_dim)
+  zero = lambda: caching.kept(jnp.zeros(shape, decoder.dtype), cache)
   return tuple(KV(zero(), zero()) for _ in range(c.layers))
 
 
