@@ -1,4 +1,4 @@
-"""RLBFF's generative reward model (Wang et al., 2025), https://arxiv.org/abs/2509.21319.
+"""RLBFF's generative reward model (2025), https://arxiv.org/abs/2509.21319.
 
   y: reasons, and then Yes or No, whether an answer keeps a principle
   m = log pi_old(Yes | x, y before the verdict) - log pi_old(No | same)
