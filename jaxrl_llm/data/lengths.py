@@ -7,12 +7,6 @@ import numpy as np
 
 from jaxrl_llm.types import InputError
 
-# What is measured, the option that says how much fits, and the one for what does not.
-MEASURED = (
-  ('prompt', 'max_prompt', 'long_prompt'),
-  ('completion', 'max_length', 'long_completion'),
-)
-
 
 class Found(NamedTuple):
   """Tokens of N examples' prompts and longest completions [N, 2]; who is left [N]."""
@@ -46,21 +40,36 @@ def report(found: Found, encode, split: str) -> list[str]:
   ]
 
 
+def measured(found: Found, e) -> tuple:
+  """Of prompts and completions: tokens [N], how many fit, the option, the policy."""
+  asked, said = found.sizes.T
+  return (
+    ('prompt', asked, e.max_prompt, 'max_prompt', f'long_prompt={e.long_prompt!r}'),
+    (
+      'completion',
+      said,
+      e.max_length,
+      'max_length',
+      f'long_completion={e.long_completion!r}',
+    ),
+  )
+
+
 def over(found: Found, encode) -> Iterator[str]:
   """How many prompts, and completions, are longer than fits."""
-  for (what, room, policy), sizes in zip(MEASURED, found.sizes.T):
-    if count := int((sizes > getattr(encode, room)).sum()):
+  for what, sizes, room, option, policy in measured(found, encode):
+    if count := int((sizes > room).sum()):
       yield (
-        f'{count} with a {what} over {room}={getattr(encode, room)}, the longest '
-        f'{sizes.max()} tokens ({policy}={getattr(encode, policy)!r})'
+        f'{count} with a {what} over {option}={room}, the longest {sizes.max()} tokens '
+        f'({policy})'
       )
 
 
 def advice(found: Found, encode) -> Iterator[str]:
   """What to raise where every example is dropped."""
-  for (what, room, _), sizes in zip(MEASURED, found.sizes.T):
-    if len(long := sizes[sizes > getattr(encode, room)]):
+  for what, sizes, room, option, _ in measured(found, encode):
+    if len(long := sizes[sizes > room]):
       yield (
-        f'Raise config.source.{room}={getattr(encode, room)}: the shortest {what} that '
-        f'does not fit has {long.min()} tokens, the longest {long.max()}.'
+        f'Raise config.source.{option}={room}: the shortest {what} that does not fit '
+        f'has {long.min()} tokens, the longest {long.max()}.'
       )

@@ -140,23 +140,25 @@ def load(
         for i in range(config.layers)
       ]
       due = shapes['layers', name + suffix]
-      for key in keys:
-        if key not in tensors:
-          raise InputError(
-            f'{folder / FILE}: {key} is absent. Adapters of some layers alone '
-            '(layers_to_transform, say) are not supported.'
-          )
-        if tensors[key].T.shape != due[1:]:
-          raise InputError(
-            f'{folder / FILE}: {key} is {tensors[key].shape}; {due[:0:-1]} is due.'
-          )
-      stacked = np.stack([tensors.pop(key).T for key in keys])
-      tree[name + suffix] = jnp.asarray(stacked, jnp.float32)
+      tree[name + suffix] = _stacked(tensors, keys, due[1:], folder / FILE)
   if tensors:
     raise InputError(
       f'{folder / FILE} adapts {min(tensors)}, which this decoder cannot.'
     )
   return lora, {'layers': tree}
+
+
+def _stacked(tensors: dict, keys: list[str], due: tuple, where: Path) -> Array:
+  """The tensors of all layers, taken out, each turned to the shape that is `due`."""
+  for key in keys:
+    if key not in tensors:
+      raise InputError(
+        f'{where}: {key} is absent. Adapters of some layers alone '
+        '(layers_to_transform, say) are not supported.'
+      )
+    if (found := tensors[key].shape) != due[::-1]:
+      raise InputError(f'{where}: {key} is {found}; {due[::-1]} is due.')
+  return jnp.asarray(np.stack([tensors.pop(key).T for key in keys]), jnp.float32)
 
 
 def adapter_config(path: Path) -> dict:
