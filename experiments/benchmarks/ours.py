@@ -66,6 +66,11 @@ def on_policy(work, i: int, state, draws):
   rollout = draws(state.params['policy'], prompts, length, ids, how, key, i)
   reward = np.isin(rollout.tokens, work['digits']).sum(-1) / 10
   batch = sources.to_batch(prompts, length, rollout, reward, truncated=False)
+  return laid(batch)
+
+
+def laid(batch):
+  """Without padding, and so in one pass (config.plan.padding_free)."""
   batch = sources.trimmed(batch)
   return batch.replace(room=packing.room(batch))
 
@@ -76,7 +81,7 @@ def stored(work, i: int, group: int):
   said = work['pairs'][8 * i : 8 * i + 8].reshape(len(rows), group, 64)
   length = np.full(said.shape[:2], 64, np.int32)
   batch = types.make_batch(work['prompts'][rows], work['length'][rows], said, length)
-  return sources.trimmed(batch)
+  return laid(batch)
 
 
 if __name__ == '__main__':
