@@ -109,9 +109,10 @@ def on_policy(
 def until_mixed(source: Source, *, prompts: int, limit: int) -> Source:
   """DAPO's dynamic sampling: draws until `prompts` groups have mixed rewards.
 
-  Groups whose rewards are all equal teach nothing and are thrown away; what they cost
-  is in 'rollouts'. After `limit` draws the batch is filled up with tied groups, which
-  have zero advantage. Draw a of step s is step s * limit + a of `source`.
+  Groups whose rewards are all equal teach nothing and are thrown away, or of which all
+  or none are right where extra['accuracy'] says that; what they cost is in 'rollouts'.
+  After `limit` draws the batch is filled up with tied groups, which have zero
+  advantage. Draw a of step s is step s * limit + a of `source`.
   """
 
   def mixed(state: State, step: int) -> Drawn:
@@ -119,7 +120,8 @@ def until_mixed(source: Source, *, prompts: int, limit: int) -> Source:
     while len(kept) < prompts and len(drawn) < limit:
       drawn.append(source(state, step * limit + len(drawn)))
       b = drawn[-1].batch
-      for i, tie in enumerate(np.ptp(b.reward, axis=1) == 0):
+      worth = b.extra.get('accuracy', b.reward)
+      for i, tie in enumerate(np.ptp(worth, axis=1) == 0):
         (spare if tie else kept).append((len(drawn) - 1, i))
     chosen = (kept + spare)[:prompts]
     batch = jax.tree.map(

@@ -195,6 +195,19 @@ def test_only_mixed_groups_are_kept_and_all_are_counted():
   assert drawn.metrics['reward'] == 0.75
 
 
+def test_a_group_is_mixed_by_what_is_right():
+  """A penalty for length sets wrong answers apart, and teaches nothing of the task."""
+  plain = scripted([[[-0.5, 0], [-0.5, 1]]])
+
+  def source(state, step):
+    found = plain(state, step)
+    right = (found.batch.reward == 1).astype(np.float32)
+    return found._replace(batch=found.batch.replace(extra={'accuracy': right}))
+
+  drawn = sources.until_mixed(source, prompts=2, limit=1)(None, 0)
+  assert drawn.batch.prompt_id.tolist() == [1, 0]
+
+
 def test_tied_groups_fill_up_after_the_limit():
   """Limit 2: step 1 takes draws 2 and 3, and has but one mixed group, id 6."""
   script = [None, None, [TIED, TIED], [MIXED, TIED], [MIXED, MIXED]]

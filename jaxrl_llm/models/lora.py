@@ -123,24 +123,18 @@ def load(
   except (OSError, safetensors.SafetensorError) as e:
     raise InputError(f'{folder / FILE} is not a readable safetensors file: {e}') from e
   every = _modules(values['model_type'], None)
-  names = [
-    n
-    for n, row in every.items()
-    if any(
-      f'{PREFIX}{_module(row).format(i)}.lora_A.weight' in tensors
-      for i in range(config.layers)
-    )
+  keys = lambda name, theirs: [
+    f'{PREFIX}{_module(every[name]).format(i)}.{theirs}.weight'
+    for i in range(config.layers)
   ]
+  names = [n for n in every if any(k in tensors for k in keys(n, 'lora_A'))]
   lora = Lora(said['r'], said['lora_alpha'], '|'.join(map(re.escape, names)))
   shapes, tree = weights.shapes(config, lora), {}
   for name in names:
     for suffix, theirs in ((A, 'lora_A'), (B, 'lora_B')):
-      keys = [
-        f'{PREFIX}{_module(every[name]).format(i)}.{theirs}.weight'
-        for i in range(config.layers)
-      ]
-      due = shapes['layers', name + suffix]
-      tree[name + suffix] = _stacked(tensors, keys, due[1:], folder / FILE)
+      due = shapes['layers', name + suffix][1:]
+      found = _stacked(tensors, keys(name, theirs), due, folder / FILE)
+      tree[name + suffix] = found
   if tensors:
     raise InputError(
       f'{folder / FILE} adapts {min(tensors)}, which this decoder cannot.'
