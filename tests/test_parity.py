@@ -16,6 +16,7 @@ from jaxrl_llm.ops import logprobs
 
 RECORDED = np.load(oracle.FILE)
 TOLERANCE = 1e-4
+AGAIN = 3e-5  # transformers itself on another processor: 1.8e-5 was seen.
 # SmolLM2's first position carries activations of 2e4, so float32 itself is coarser
 # there. Against a float64 forward pass of 96 first tokens, the largest error was
 # 1.4e-4 for transformers and 2.5e-4 here: the bound is their sum, rounded up.
@@ -139,7 +140,7 @@ class TestLive:
     name, folder, tokens = tiny
     theirs = oracle.torch_logits(oracle.torch_model(folder), np.asarray(tokens, int))
     assert oracle.saved_shapes(oracle.CONFIGS[name]) == SHAPES[name]
-    assert largest(theirs, RECORDED[name]) < 1e-5
+    assert largest(theirs, RECORDED[name]) < AGAIN
 
   def test_export(self, tmp_path, tiny):
     """In several files with an index; transformers uses every tensor."""
@@ -151,7 +152,7 @@ class TestLive:
     theirs = oracle.torch_logits(
       oracle.torch_model(tmp_path / 'out'), np.asarray(tokens, int)
     )
-    assert largest(theirs, RECORDED[name]) < 1e-5
+    assert largest(theirs, RECORDED[name]) < AGAIN
 
   def test_import_of_their_folder(self, tmp_path, tiny):
     """What transformers 5 saves, whose config.json has other words."""
