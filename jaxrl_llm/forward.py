@@ -35,7 +35,7 @@ SENSORS = {
   'mixed_logp': Sensor('params', 'policy', 'mixed_logp'),  # By extra['mixed'].
   'entropy': Sensor('params', 'policy', 'entropy'),
   'collision': Sensor('params', 'policy', 'collision'),
-  # logprobs.token_odds, of the batch's extra['verdict_ids'].
+  # logprobs.token_odds, of extra['verdict_first'] and extra['verdict_second'].
   'odds': Sensor('params', 'policy', 'odds'),
   'value': Sensor('params', 'critic', 'value'),
   'cost_value': Sensor('params', 'cost_critic', 'value'),
@@ -216,7 +216,8 @@ def read(seen: Seen, names: dict[str, str], batch: Batch) -> dict:
     found = logprobs.token_collision(seen.before, kernel, warmth, cap=seen.cap)
     out['collision'] = seen.back(found)
   if 'odds' in reads:
-    kernel, pair = head_kernel(seen.params), batch.extra['verdict_ids'][0]
+    pair = [batch.extra[f'verdict_{x}'][0] for x in ('first', 'second')]
+    kernel, pair = head_kernel(seen.params), jnp.stack(pair)
     found = logprobs.token_odds(seen.before, kernel, pair, cap=seen.cap)
     out['odds'] = seen.back(found)
   if reads & {'asked', 'embedding'}:

@@ -43,10 +43,9 @@ def told(config) -> dict[str, np.ndarray]:
   zeros = {
     k: np.zeros(shape, np.float32) for k, (there, shape) in found.items() if there
   }
-  whole = {'question': np.zeros(b, np.int32)}
-  if s.get('verdict'):
-    whole['verdict_ids'] = np.zeros((b, 2), np.int32)
-  return zeros | whole
+  whole = ['question']
+  whole += ['verdict_first', 'verdict_second'] if s.get('verdict') else []
+  return zeros | {k: np.zeros(b, np.int32) for k in whole}
 
 
 def told_of_completions(config) -> dict:

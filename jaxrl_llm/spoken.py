@@ -16,8 +16,9 @@ from jaxrl_llm.types import Batch, InputError, State
 def judged(source: Source, tokenizer, record: Callable[[int], Record]) -> Source:
   """The source with what its records' `extra['verdicts']`, two words, are about.
 
-  extra['verdict'] [B, G, T] is 1 at a verdict, 'verdict_ids' [B, 2] are the two words'
-  tokens, 'verdict_side' [B] is 1 where the first word is the record's answer, else -1.
+  extra['verdict'] [B, G, T] is 1 at a verdict, 'verdict_first' and 'verdict_second' [B]
+  are the two words' tokens, 'verdict_side' [B] is 1 where the first word is the
+  record's answer, else -1.
   """
   words = record(0).extra.get('verdicts')
   if words is None:
@@ -32,12 +33,20 @@ def judged(source: Source, tokenizer, record: Callable[[int], Record]) -> Source
     side = [1.0 if answer == words[0] else -1.0 for answer in answers]
     told = {
       'verdict': places(batch, ids),
-      'verdict_ids': np.tile(ids, (len(answers), 1)),
       'verdict_side': np.array(side, np.float32),
     }
+    told |= asked(ids, len(answers))
     return batch.replace(extra=batch.extra | told)
 
   return changed(source, marked)
+
+
+def asked(ids: np.ndarray, count: int) -> dict[str, np.ndarray]:
+  """The two tokens whose odds are asked for, for so many prompts."""
+  return {
+    'verdict_first': np.repeat(ids[:1], count),
+    'verdict_second': np.repeat(ids[1:], count),
+  }
 
 
 def tokens(tokenizer, words: Sequence[str]) -> np.ndarray:

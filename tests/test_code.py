@@ -369,7 +369,8 @@ def test_human_eval_does_not_train_on_what_it_holds_out(tmp_path):
     (tmp_path / f'{name}.jsonl').write_text('\n'.join(map(json.dumps, rows)))
   task = human_eval(**paths, allow_execution=True)
   assert {task.train(i).id for i in range(5)} == {1}
-  assert task.report == ['1 programs to train on, 1 held out.']
+  told = '1 programs to train on, 1 held out; 1 that are held out too were left out.'
+  assert task.report == [told]
 
 
 def test_a_test_that_never_calls_is_no_test():

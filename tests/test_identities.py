@@ -561,9 +561,10 @@ def test_wild_numbers_in_masked_slots(name):
     put = lambda x: jnp.where(batch.mask > 0, x, number)
     stored = {n: put(getattr(batch, n)) for n in need}
     wild = {'wild': jnp.full(toy.B, number)}
-    check_same(
-      step(state, batch.replace(extra=batch.extra | wild, **stored)), base(name)
-    )
+    given = batch.replace(extra=batch.extra | wild, **stored)
+    if batch.aux is not None:
+      given = given.replace(aux=batch.aux.replace(extra=batch.aux.extra | wild))
+    check_same(step(state, given), base(name))
 
 
 @pytest.mark.parametrize('name', ['group_mean', 'group_norm', 'leave_one_out'])

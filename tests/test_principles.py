@@ -440,7 +440,7 @@ def test_the_odds_sensor_and_the_served_verdict(monkeypatch):
   tokens = np.array([[[y, end], [n, end]]], np.int32)
   size = np.array([ids.shape[1]], np.int32)
   batch = types.make_batch(ids, size, tokens, np.full((1, 2), 2, np.int32))
-  batch = batch.replace(extra={'verdict_ids': np.array([[y, n]], np.int32)})
+  batch = batch.replace(extra=spoken.asked(np.int32([y, n]), 1))
   see = forward.make_forward({'policy': model.decoder})
   told = see({'policy': model.params}, {}, batch, ['logp', 'odds'])
   due = float(told.logp[0, 0, 0] - told.logp[0, 1, 0])
@@ -508,6 +508,6 @@ def test_a_source_marks_verdicts():
   told = spoken.judged(source, tokenizer, lambda i: record)(None, 0).batch.extra
   assert told['verdict'].tolist() == [[[1.0, 0.0]]]
   assert told['verdict_side'].tolist() == [-1.0]  # It says y, and n is right.
-  assert told['verdict_ids'][0, 0] == y
+  assert told['verdict_first'].tolist() == [y]
   with pytest.raises(InputError, match='have no verdicts'):
     spoken.judged(source, tokenizer, lambda i: record._replace(extra={}))

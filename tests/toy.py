@@ -96,7 +96,8 @@ def collision(table, batch):
 
 
 def odds(table, batch):
-  said = distribution(table, batch)[..., batch.extra['verdict_ids'][0]]
+  pair = jnp.stack([batch.extra[f'verdict_{x}'][0] for x in ('first', 'second')])
+  said = distribution(table, batch)[..., pair]
   return said[..., 0] - said[..., 1]
 
 
@@ -186,7 +187,7 @@ def batch(seed=0, g=G) -> Batch:
   last = np.arange(T) == np.asarray(made.length)[..., None] - 1
   extra['answer'] = extra['verdict'] = last.astype(np.float32)
   extra['verdict_side'] = np.float32(np.arange(B) % 2 * 2 - 1)
-  extra['verdict_ids'] = np.tile(np.int32([1, 3]), (B, 1))
+  extra |= {'verdict_first': np.int32([1] * B), 'verdict_second': np.int32([3] * B)}
   return scored(jax.tree.map(jnp.asarray, made.replace(extra=extra)), reward)
 
 
@@ -197,8 +198,8 @@ def contrasted(batch) -> Batch:
   rows = {name: twice(vars(batch)[name]) for name in names}
   last = jnp.repeat(jnp.arange(2), 2)[None, :, None] + batch.prompts[:, :1, None]
   own = {'row_prompt': last % V, 'row_prompt_length': rows['length'] * 0 + 1}
-  reward = twice(batch.reward)
-  return batch.replace(aux=batch.replace(**rows, **own, reward=reward, extra={}))
+  own |= {'reward': twice(batch.reward), 'behavior_logp': None, 'extra': {}}
+  return batch.replace(aux=batch.replace(**rows, **own))
 
 
 def scored(batch, reward) -> Batch:

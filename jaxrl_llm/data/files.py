@@ -99,9 +99,10 @@ def reader(convert, columns: dict, as_chat: bool) -> Callable[[dict], Example]:
   """Row to example: fields renamed, converted, a bare prompt put into a message."""
 
   def read(row: dict) -> Example:
-    row = Looked(renamed(row, columns))
+    row = renamed(row, columns)
+    row = Looked(row) if convert in KINDS.values() else row
     example = check(called(convert, row))
-    if convert in KINDS.values() and (unread := columns.keys() - row.seen):
+    if isinstance(row, Looked) and (unread := columns.keys() - row.seen):
       raise InputError(
         f'config.data.columns: {sorted(unread)} is no field of kind '
         f'{convert.__name__!r}, which looks for {sorted(row.seen)}.'

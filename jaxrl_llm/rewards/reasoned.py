@@ -93,7 +93,7 @@ def make_verdicts(model, room: int, size: int, temperature: float, batch: int, s
     told = types.make_batch(tokens, length, rollout.tokens, rollout.length)
     told = told.replace(
       truncated=np.float32(rollout.stop_reason == 0),
-      extra={'verdict_ids': np.tile(ids, (batch, 1))},
+      extra=spoken.asked(ids, batch),
     )
     where = spoken.places(told, ids)
     odds = (np.asarray(read(model.params, told)) * where).sum(-1)
