@@ -6,7 +6,8 @@ r"""GRPO on GSM8K's questions: the last number of an answer counts.
 TRAIN and TEST are GSM8K's own files (question, answer). SmolLM2-135M solves few of them
 and in 30 steps learns nothing to be seen: 5 of 100 held-out answers were right before
 [2.2, 11.2 %] and 2 after [0.6, 7.0], seed 0, 19 minutes on two CPU cores beside other
-work. This shows the path; for a result start from a model that solves some. A larger model on a pod:
+work. This shows the path; for a result start from a model that solves some. A larger
+model on a pod:
 --config.model.name=Qwen/Qwen2.5-1.5B-Instruct --config.model.dtype=bfloat16
 --config.model.remat=full --config.source.prompts=64 --config.source.max_length=512.
 """
