@@ -300,17 +300,14 @@ def sampling(config, decoder, model, text, mesh, max_length: int):
 
 def cache_dtype(config):
   """config.source.cache as a dtype, or None for the network's own."""
-  name, u = config.source.get('cache', ''), config.plan
+  name = config.source.get('cache', '')
   if name not in caching.DTYPES:
     where = f'config.source.cache={name!r}'
     raise InputError(f'{where}. {build.near(name, caching.DTYPES)}')
-  if name in ('', config.model.dtype) or u.get('importance') or u.get('trust_sampler'):
-    return caching.DTYPES[name]
-  raise InputError(
-    f'config.source.cache={name!r}: what is sampled is then another distribution than '
-    "the trainer's. Set config.plan.importance='token', or another, or "
-    'config.plan.trust_sampler.'
-  )
+  if name not in ('', config.model.dtype):
+    why = "what is sampled is then another distribution than the trainer's"
+    refuse_uncorrected(config, f'cache={name!r}', why)
+  return caching.DTYPES[name]
 
 
 def make_reward(config, task, section: str = 'rewards'):

@@ -118,13 +118,18 @@ def drawing(config, data, encode) -> tuple[order.Index, Callable]:
 # ---- Batches of older parameters -----------------------------------------------------
 
 
-def refuse_uncorrected(config, which: str) -> None:
-  """Refuses what older parameters sampled where the step does not make up for it."""
+OLDER = 'older parameters sample what it learns from'
+
+
+def refuse_uncorrected(config, which: str, why: str = OLDER) -> None:
+  """Refuses what others than the trainer's parameters sampled, `why`, where the step
+  does not make up for it.
+  """
   u = config.plan
   if not (u.get('importance') or u.get('trust_sampler')):
     raise InputError(
-      f'config.source.{which}: older parameters sample what it learns from. Set '
-      "config.plan.importance='token', or another, or config.plan.trust_sampler."
+      f"config.source.{which}: {why}. Set config.plan.importance='token', or another, "
+      'or config.plan.trust_sampler.'
     )
 
 

@@ -216,8 +216,8 @@ def read(seen: Seen, names: dict[str, str], batch: Batch) -> dict:
     found = logprobs.token_collision(seen.before, kernel, warmth, cap=seen.cap)
     out['collision'] = seen.back(found)
   if 'odds' in reads:
-    pair = [batch.extra[f'verdict_{x}'][0] for x in ('first', 'second')]
-    kernel, pair = head_kernel(seen.params), jnp.stack(pair)
+    pair = jnp.stack([batch.extra[f'verdict_{x}'][0] for x in ('first', 'second')])
+    kernel = head_kernel(seen.params)
     found = logprobs.token_odds(seen.before, kernel, pair, cap=seen.cap)
     out['odds'] = seen.back(found)
   if reads & {'asked', 'embedding'}:

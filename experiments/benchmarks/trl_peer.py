@@ -118,12 +118,7 @@ def dpo(path, tokenizer, work, common):
     max_length=None,
     model_init_kwargs=dict(dtype='float32'),
   )
-  return given(DPOTrainer)(
-    model=path,
-    args=config,
-    train_dataset=Dataset.from_list(rows),
-    processing_class=tokenizer,
-  )
+  return given(DPOTrainer, path, tokenizer, config, rows)
 
 
 def sft(path, tokenizer, work, common):
@@ -139,15 +134,10 @@ def sft(path, tokenizer, work, common):
     max_length=None,
     model_init_kwargs=dict(dtype='float32'),
   )
-  return given(SFTTrainer)(
-    model=path,
-    args=config,
-    train_dataset=Dataset.from_list(rows),
-    processing_class=tokenizer,
-  )
+  return given(SFTTrainer, path, tokenizer, config, rows)
 
 
-def given(trainer):
+def given(trainer, path, tokenizer, config, rows):
   """A trainer that takes token ids as they are, in order."""
 
   class Given(trainer):
@@ -157,7 +147,12 @@ def given(trainer):
     def _get_train_sampler(self, *args, **kwargs):
       return torch.utils.data.SequentialSampler(self.train_dataset)
 
-  return Given
+  return Given(
+    model=path,
+    args=config,
+    train_dataset=Dataset.from_list(rows),
+    processing_class=tokenizer,
+  )
 
 
 if __name__ == '__main__':

@@ -9,7 +9,7 @@ import numpy as np
 from jaxrl_llm import build
 from jaxrl_llm.data import contamination as overlap
 from jaxrl_llm.data.examples import Data, Example
-from jaxrl_llm.data.kinds import KINDS, check
+from jaxrl_llm.data.kinds import KINDS, check, conversation
 from jaxrl_llm.data.tables import located, open_table
 from jaxrl_llm.types import InputError
 
@@ -97,22 +97,20 @@ def named(columns: dict | str) -> dict[str, str]:
 
 def reader(convert, columns: dict, as_chat: bool) -> Callable[[dict], Example]:
   """Row to example: fields renamed, converted, a bare prompt put into a message."""
+  known = columns and convert in KINDS.values()
 
   def read(row: dict) -> Example:
-    row = renamed(row, columns)
-    row = Looked(row) if convert in KINDS.values() else row
+    row = renamed(row, columns) if columns else row
+    row = Looked(row) if known else row
     example = check(called(convert, row))
-    if isinstance(row, Looked) and (unread := columns.keys() - row.seen):
+    if known and (unread := columns.keys() - row.seen):
       raise InputError(
         f'config.data.columns: {sorted(unread)} is no field of kind '
         f'{convert.__name__!r}, which looks for {sorted(row.seen)}.'
       )
     if as_chat and example.prompt == '':
       raise InputError("config.data.as_chat: 'text' has no prompt; unset it.")
-    if as_chat and isinstance(example.prompt, str):
-      asked = [{'role': 'user', 'content': example.prompt}]
-      return example._replace(prompt=asked)
-    return example
+    return example._replace(prompt=conversation(example.prompt)) if as_chat else example
 
   return read
 

@@ -58,8 +58,7 @@ def answered(row: Row, chosen, rejected) -> tuple[Prompt, Any, Any]:
   given = None
   if row.get('prompt') is not None or row.get('messages') is not None:
     given = prompt(row)
-    if isinstance(given, str) and isinstance(chosen, list):
-      given = [{'role': 'user', 'content': given}]
+    given = conversation(given) if isinstance(chosen, list) else given
     if not (isinstance(chosen, list) and chosen[0]['role'] in ('system', 'user')):
       return given, chosen, rejected
   shared = common(chosen, rejected)
@@ -68,7 +67,8 @@ def answered(row: Row, chosen, rejected) -> tuple[Prompt, Any, Any]:
       "'chosen' and 'rejected' begin with no common prompt, or one has nothing after "
       "it; give 'prompt'."
     )
-  if given and not all(m in stripped(shared) for m in stripped(given)):
+  first = stripped(shared)
+  if given and not all(m in first for m in stripped(given)):
     raise InputError(
       "'prompt' is not what 'chosen' and 'rejected' begin with; leave it out, or give "
       'answers alone.'
@@ -211,10 +211,8 @@ def principles(row: Row) -> Example:
 
 def judged(asked: Prompt, completion: str, principle: str) -> Messages:
   """A conversation, its answer, and the principle that it may keep."""
-  if isinstance(asked, str):
-    asked = [{'role': 'user', 'content': asked}]
   answer = {'role': 'assistant', 'content': completion}
-  return [*asked, answer, {'role': 'user', 'content': principle}]
+  return [*conversation(asked), answer, *conversation(principle)]
 
 
 def steps(row: Row) -> Example:
@@ -309,6 +307,11 @@ def prompt(row: Row) -> Prompt:
   if 'prompt' in row and isinstance(row['prompt'], str):
     return text(row, 'prompt')
   return messages(row, 'prompt' if 'prompt' in row else 'messages')
+
+
+def conversation(prompt: Prompt) -> Messages:
+  """A prompt as messages: a string is what a user says."""
+  return [{'role': 'user', 'content': prompt}] if isinstance(prompt, str) else prompt
 
 
 def said(row: Row, key: str) -> str | Messages:

@@ -19,7 +19,6 @@ from jaxrl_llm.data import kinds
 from jaxrl_llm.data.reshape import digest
 from jaxrl_llm.evaluate import accuracy
 from jaxrl_llm.judges import asked, verdicts
-from jaxrl_llm.tasks import records
 from jaxrl_llm.types import InputError
 
 CRITICISE = (
@@ -86,7 +85,7 @@ def revised(
         'prompt': draft.prompt,
         'chosen': draft.last,
         'rejected': draft.first,
-        'margin': (first - second) / 2,
+        'margin': verdicts.both_orders(first, second, 'mean'),
         'principles': [*draft.principles],
       }
 
@@ -104,9 +103,8 @@ def read(path: str) -> list[str]:
 
 def begun(row: dict) -> Draft:
   prompt = kinds.prompt(row)
-  messages = records.chat(prompt) if isinstance(prompt, str) else prompt
   answer = kinds.text(row, 'completion') if row.get('completion') is not None else ''
-  return Draft(prompt, messages, answer, answer)
+  return Draft(prompt, kinds.conversation(prompt), answer, answer)
 
 
 def answered(write: verdicts.Ask, drafts: Sequence[Draft]) -> list[Draft]:
@@ -184,7 +182,8 @@ def verdict(
     return lost(draft, True, 'no verdict')
   draft = lost(draft, first <= 0 <= second, 'not preferred')
   draft = lost(draft, not first > 0 > second, 'the orders disagree')
-  return lost(draft, (first - second) / 2 < least, 'not sure')
+  margin = verdicts.both_orders(first, second, 'mean')
+  return lost(draft, margin < least, 'not sure')
 
 
 def report(drafts: Sequence[Draft], judged: int) -> None:

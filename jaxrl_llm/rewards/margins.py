@@ -36,6 +36,5 @@ def margins(rows: Iterable[dict], *, by: dict) -> Iterator[dict]:
 def sample(number: int, row: dict, side: str) -> Sample:
   """One answer of a pair as a reward sees it."""
   prompt, text = kinds.prompt(row), kinds.text(row, side)
-  messages = records.chat(prompt) if isinstance(prompt, str) else prompt
-  record = records.Record(number, messages, '', {})
+  record = records.Record(number, kinds.conversation(prompt), '', {})
   return Sample(records.question(record), text, 0, False, record)
