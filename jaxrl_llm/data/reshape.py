@@ -63,6 +63,13 @@ def rankings(rows: Iterable[Row], *, size: int = 0) -> Iterator[Row]:
     }
 
 
+def transcripts(rows: Iterable[Row]) -> Iterator[Row]:
+  """Kind 'pairs', as messages, of hh-rlhf's transcripts (kind 'hh')."""
+  for row in rows:
+    asked, (chosen, rejected), *_ = kinds.hh(row)
+    yield {'prompt': asked, 'chosen': chosen, 'rejected': rejected}
+
+
 def labels(rows: Iterable[Row], *, threshold: float = 0.0) -> Iterator[Row]:
   """Kind 'labels', for KTO: of pairs the chosen one is desirable and the rejected one
   is not; of scored completions those above `threshold` are.

@@ -5,7 +5,7 @@ from jaxrl_llm.train import interval
 SOLUTIONS = '--config.data.path={gsm8k}/model_solutions.jsonl'
 ARMS = {
   'bt': ['--config=configs/gsm8k_solutions.py:bradley_terry', SOLUTIONS],
-  'dpo': ['--config=configs/hh_dpo.py', '--config.data.path={hh}'],
+  'dpo': ['--config=configs/hh.py:dpo', '--config.data.path={hh}'],
   'sft': ['--config=configs/gsm8k_sft.py', '--config.data.path={gsm8k}/train.jsonl'],
   'kto': [
     '--config=configs/gsm8k_solutions.py:kto',

@@ -1,0 +1,34 @@
+r"""Five losses of preferences on hh-rlhf's pairs of transcripts: dpo, ipo, kto, orpo, simpo.
+
+  python experiments/train.py --config=configs/hh.py:dpo --config.data.path=FILE
+
+FILE is one of hh-rlhf's files (chosen, rejected), or hf:Anthropic/hh-rlhf; `kto` takes
+it as labels:
+
+  python experiments/reshape.py transcripts FILE PAIRS.jsonl
+  python experiments/reshape.py labels PAIRS.jsonl LABELS.jsonl
+
+LoRA on SmolLM2-135M-Instruct, two CPU cores; the README's tables of real data have the
+results and the time. One learning rate for all. A larger model on a pod:
+--config.model.name=meta-llama/Llama-3.2-1B-Instruct --config.model.dtype=bfloat16
+--config.model.remat=full --config.source.prompts=64.
+"""
+
+from ml_collections import config_dict
+
+from jaxrl_llm.default_config import adam, default_config, files, stored
+
+
+def get_config(method: str = 'dpo') -> config_dict.ConfigDict:
+  c = default_config(f'hh_{method}', method)
+  c.steps = 63
+  c.plan.padding_free = True
+  c.model.lora.rank = 16
+  c.optimizer = dict(policy=adam(1e-4))
+  c.optimizer.policy.decay = 'linear'
+  c.evaluation = dict(every=63, batch=16)
+  c.source = stored(32 if method == 'kto' else 16, 256, 256)
+  c.source.cache_reference = method in ('dpo', 'ipo')
+  c.data = files('labels' if method == 'kto' else 'hh')
+  c.data.update(test_size=1000 if method == 'kto' else 500, bad_rows='drop')
+  return c
