@@ -22,7 +22,7 @@ from jaxrl_llm.default_config import adam, default_config, files, stored
 def get_config(method: str = 'dpo') -> config_dict.ConfigDict:
   c = default_config(f'hh_{method}', method)
   c.steps = 63
-  c.plan.padding_free = True
+  c.plan.pack = 768
   c.model.lora.rank = 16
   c.optimizer = dict(policy=adam(1e-4))
   c.optimizer.policy.decay = 'linear'
