@@ -1,4 +1,4 @@
-r"""Five losses of preferences on hh-rlhf's pairs of transcripts: dpo, ipo, kto, orpo, simpo.
+r"""dpo, ipo, kto, orpo or simpo on hh-rlhf's pairs of transcripts.
 
   python experiments/train.py --config=configs/hh.py:dpo --config.data.path=FILE
 

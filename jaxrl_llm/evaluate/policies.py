@@ -1,8 +1,8 @@
 """Policies beside the model that they started as: what they prefer, and what they say.
 
-Of a held-out pair a policy prefers the completion of the larger sum_t log(pi / ref), the
-reward that dpo and its relatives learn, or that of the larger mean_t log pi, which simpo
-and orpo learn. Of fresh completions, one of each held-out prompt, the mean of
+Of a held-out pair a policy prefers the completion with the larger sum_t log(pi / ref),
+the reward that dpo and its relatives learn, or with the larger mean_t log pi, which
+simpo and orpo learn. Of fresh completions, one of each held-out prompt, the mean of
 sum_t log(pi / ref) is the KL from the policy to the reference.
 """
 
@@ -40,8 +40,8 @@ def make_tell(
   max_length: int,
   batch: int = 16,
 ) -> tuple[Callable[[Params], Told], np.ndarray]:
-  """Returns `tell(params) -> Told` of policies of one network, and what the model itself
-  gives the pairs, [N, 2] nats.
+  """Returns `tell(params) -> Told` of policies of one network, and the log-probs that
+  the model itself gives the pairs, [N, 2].
 
   Args:
     pairs: the chosen completion first; groups that do not fit are left out.
@@ -54,7 +54,8 @@ def make_tell(
   see = forward.make_forward({'policy': decoder})
   read = jax.jit(lambda tree, rows: see({'policy': tree}, {}, rows, ['logp']).logp)
   coded = [encode.read(example) for example in pairs]
-  order = sorted((i for i, c in enumerate(coded) if c.kept), key=lambda i: coded[i].size)
+  kept = [i for i, c in enumerate(coded) if c.kept]
+  order = sorted(kept, key=lambda i: coded[i].size)
   turns = [(len(t), b) for t, b in in_turns(encode, pairs, order, batch)]
   asked = questions(coded, samples, encode.max_prompt)
   sample = sampler.make_sampler(decoder, group=1, max_length=max_length, slots=batch)
