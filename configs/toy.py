@@ -33,6 +33,8 @@ def get_config(method: str = 'grpo') -> config_dict.ConfigDict:
     c.source.greedy = True
   if method == 'grpo_care':
     c.source.answer = 'whole'  # Letters stand without tags, or reasoning.
+  if method == 'prompt_gdro':
+    c.method.signal = 'reward'
   if method == 'rollout_gdro':
     c.source.update(name='rationed', group=4)
     c.method.update(least=2, most=4, mean=3, signal='reward')

@@ -4,9 +4,10 @@ r"""Ablates by swapping: paired seeds, intervals and a figure in one command.
     --swap=method.advantage=group_norm,leave_one_out,group_mean --seeds=5
 
 Every combination of the swaps is an arm; each arm runs with the same seeds, and arms
-are compared with the first, seed by seed. `--swap=method.name=grpo,rloo` swaps methods.
-The same command goes on where it stopped. --workdir gets table.md, result.json,
-figure.png and a run folder per arm and seed.
+are compared with the first, seed by seed. `--swap=method.name=grpo,rloo` swaps methods:
+each with its own defaults, and what the config sets beside those of the first. What an
+arm has is said before it runs. The same command goes on where it stopped. --workdir
+gets table.md, result.json, figure.png and a run folder per arm and seed.
 """
 
 import sys
@@ -35,6 +36,8 @@ def main() -> None:
   overrides = grid.arms(SWAP.value)
   configs = [grid.changed(config, one) for one in overrides]  # Mistakes show first.
   curves = {grid.label(one): [] for one in overrides}
+  for name, one in zip(curves, configs):
+    print(f'{name}: {one.method.to_dict()}')
   for seed in range(SEEDS.value):  # Seed by seed, so that a stopped one is paired too.
     for name, one in zip(curves, configs):
       one.seed = seed

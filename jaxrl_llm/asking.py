@@ -29,7 +29,7 @@ from jaxrl_llm.rewards import combine, shaping
 from jaxrl_llm.rollout import draw, mixture, trees
 from jaxrl_llm.rollout.sampler import make_sampler
 from jaxrl_llm.rollout.stops import stop_strings
-from jaxrl_llm.types import InputError, Method, State
+from jaxrl_llm.types import Batch, InputError, Method, State
 
 # Columns of the sample table, which a reward part cannot be called.
 RESERVED = ('prompt', 'completion', 'reward', 'cost', 'step', 'split')
@@ -224,9 +224,18 @@ def picked(source: sources.Source, s) -> sources.Source:
     source = filtration.filtered(source, s.filter)
   if s.get('pair'):
     source = pairing.paired(source, s.pair, s.get('margin', 0.0))
+  if s.get('mask_truncated'):
+    source = sources.changed(source, lambda batch, *_: ended(batch))
   if s.get('replay'):
     source = replay.replayed(source, groups=s.replay)
   return sources.changed(source, lambda rows, *_: sources.trimmed(rows))
+
+
+def ended(batch: Batch) -> Batch:
+  """The batch, of which nothing is learned from a completion that ran out of room; its
+  reward counts in its group (overlong filtering, https://arxiv.org/abs/2503.14476).
+  """
+  return batch.replace(mask=batch.mask * (1 - batch.truncated)[..., None])
 
 
 def part_name(config, option: str) -> str:
@@ -276,6 +285,9 @@ def checked_task(config):
       'environment, such as two_attempts.'
     )
   refuse_told(config, f'name={s.name!r}')
+  ignored = ('pool', 'hints', 'steps', 'mixture', 'answer', 'verdict', 'accuracy')
+  if unused := [k for k in ignored if s.get(k)]:
+    raise InputError(f'config.source: name={s.name!r} takes no {unused}; unset them.')
   return task
 
 

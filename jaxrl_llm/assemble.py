@@ -126,12 +126,19 @@ def make_method(config) -> Method:
   if s.get('pool'):
     table = dict(pool=s.pool, prompts=s.prompts, ema=s.pool_ema)
     method = curriculum.tracked(method, **table)
-  if coef := u.get('entropy_coef', 0.0):
-    target, delta = u.get('entropy_target', 0.0), u.get('entropy_delta', 0.0)
-    method = entropy.with_entropy(method, coef=coef, target=target, delta=delta)
+  steered = {k: u.get(f'entropy_{k}', 0.0) for k in ('coef', 'target', 'delta')}
+  if any(steered.values()):
+    method = entropy.with_entropy(method, **steered)
   scale = u.get('reward_scale', 'none'), u.get('reward_bound', 0.0)
   method = controllers.with_reward_scale(selection.selected(method, u), *scale)
   method = refreshing(config, method)
+  updates = u.get('epochs', 1) * u.get('minibatches', 1)
+  if config.method.get('signal') == 'loss' and updates == 1:
+    raise InputError(
+      f"config.method.signal='loss': with one update of a batch {config.method.name} "
+      'sees a loss of exactly 0, and does nothing. Set config.plan.minibatches=4, or '
+      "config.method.signal='reward'."
+    )
   if s.get('replay'):
     method = asking.with_replay(method, config)
   if 'pretrain' not in config:

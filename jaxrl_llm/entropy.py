@@ -29,10 +29,10 @@ def with_entropy(
   """
   if 'logp' not in method.needs:
     raise InputError('config.plan.entropy_coef: this method trains no policy.')
-  if target and delta <= 0:
+  if target < 0 or delta < 0 or bool(target) != bool(delta):
     raise InputError(
       f'config.plan.entropy_target={target} moves the coefficient by '
-      f'config.plan.entropy_delta={delta}; give it above 0.'
+      f'config.plan.entropy_delta={delta}; give both above 0, or neither.'
     )
 
   def prepare(state, batch):

@@ -19,7 +19,7 @@ def arms(swaps: Sequence[str]) -> list[Overrides]:
   """Every combination of 'path=value,value': a comma inside brackets is no separator.
 
   Raises:
-    InputError: no '=', or no value.
+    InputError: no '=', no value, or the same one twice.
   """
   choices = []
   for swap in swaps:
@@ -27,6 +27,8 @@ def arms(swaps: Sequence[str]) -> list[Overrides]:
     if not found or not values or not path:
       raise InputError(f'{swap!r}: write path=value,value (method.beta=0,0.04).')
     options = re.split(r',(?![^(\[]*[)\]])', values)
+    if len({*options}) < len(options):
+      raise InputError(f'{swap!r}: each value once; --seeds runs an arm again.')
     choices.append([(path.removeprefix('config.'), v) for v in options])
   return [dict(chosen) for chosen in itertools.product(*choices)]
 
@@ -36,7 +38,8 @@ def changed(
 ) -> config_dict.ConfigDict:
   """A copy of the config with each path set.
 
-  `method.name` brings that method's options; those that both have keep their values.
+  `method.name` brings that method's options, with its own defaults; what the config
+  gives other values than the first method's defaults is kept where both have it.
 
   Raises:
     InputError: there is no such path, or the value is of another type.
@@ -62,10 +65,15 @@ def changed(
 
 
 def other_method(config, name: str) -> config_dict.ConfigDict:
-  """The options of a method, with those of the config's that it shares."""
-  found = build.defaults(name)
-  kept = {k: v for k, v in config.method.items() if k in found and k != 'name'}
-  found.update(kept)
+  """The options of a method, with those of them that the config has set.
+
+  A default is no setting: rloo would otherwise normalise as grpo does.
+  """
+  found, before = build.defaults(name), build.defaults(config.method.name)
+  found.update(
+    {k: v for k, v in config.method.items() if k in found and v != before[k]}
+    | {'name': name}
+  )
   if 'max_length' in found:  # A budget in tokens, which is the source's.
     found.max_length = config.source.max_length
   return found

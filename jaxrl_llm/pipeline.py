@@ -8,6 +8,8 @@ a call too (models/merging.py). The same command goes on in the stage, and at th
 where the last one stopped.
 """
 
+import hashlib
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,8 +44,8 @@ def main(config, workdir: str | None = None, *, profile: bool = False) -> dict:
     profile: see train.main.
 
   Raises:
-    InputError: a stage is not there, refers to one that does not come before it, or is
-      no config.
+    InputError: a stage is not there, refers to one that does not come before it, is no
+      config, or was made of what another stage no longer holds.
   """
   check(config)
   folder = Path(workdir or f'runs/{config.name}-{train.digest(config)}')
@@ -51,6 +53,7 @@ def main(config, workdir: str | None = None, *, profile: bool = False) -> dict:
   found = {}
   for i, name in enumerate(config.order):
     print(f'Stage {i + 1} of {len(config.order)}: {name}.')
+    check_inputs(folder, name, config.stages[name])
     stage = placed(config.stages[name], folder)
     if 'reshape' in stage:
       found[name] = reshaped(stage, folder / name)
@@ -87,6 +90,33 @@ def check(config) -> None:
           f'{other!r} before it in config.order, or name a folder or file instead.'
         )
     before.append(name)
+
+
+def check_inputs(folder: Path, name: str, stage) -> None:
+  """Notes in <folder>/inputs.json what a stage is made of: which runs of the stages
+  before it, and for a table how. Refuses one that is there and was made of others.
+  """
+  path = folder / 'inputs.json'
+  known = json.loads(path.read_text()) if path.exists() else {}
+  read = sorted({STAGE.fullmatch(text)[1] for text in references(stage)})
+  made = {other: made_by(folder / other) for other in read}
+  if 'reshape' in stage:
+    made |= stage.to_dict()
+  if (folder / name).exists() and known.get(name, made) != made:
+    changed = [k for k in made if known[name].get(k) != made[k]]
+    raise InputError(
+      f'{folder / name} was made of what has changed since: {changed}. Remove that '
+      'folder, and those of the stages after it, to make them anew.'
+    )
+  folder.mkdir(parents=True, exist_ok=True)
+  log.write_json(path, known | {name: made})
+
+
+def made_by(folder: Path) -> str:
+  """A digest of the record of the run in a folder, or of what a stage has kept."""
+  paths = [folder / name for name in ('run.json', collect.FILE)]
+  said = b''.join(p.read_bytes() for p in paths if p.exists())
+  return hashlib.blake2b(said, digest_size=8).hexdigest()
 
 
 def reshaped(stage, folder: Path) -> dict[str, float]:

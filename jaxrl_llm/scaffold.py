@@ -27,6 +27,7 @@ CATEGORIES = ('knowledge', 'planning', 'solution')  # The least help first.
 TEMPLATE = 'Question: {question}\n{category} hints: {hints}'
 SALT = 13  # Sets the key of hinted draws apart from that of the step.
 MOST = 64  # Hinted prompts of one question, at most: the stride of their ids.
+RIGHT = 0.5
 ROWS = ('completions', 'length', 'mask', 'truncated', 'temperature', 'reward')
 ROWS += ('behavior_logp', 'kept_mass')
 
@@ -50,7 +51,8 @@ def hinted(record: Record, levels: int) -> list[Record]:
 def scaffolded(source: Source, ask: Ask, *, levels: int, first: int) -> Source:
   """The source with one hinted completion in groups that have no right one.
 
-  Right is what has an accuracy, or reward, above 0.
+  Right is what has an accuracy, or without one a reward, above 0.5, as for
+  source.pool.
 
   Args:
     levels: hints of each category to give at most.
@@ -59,7 +61,7 @@ def scaffolded(source: Source, ask: Ask, *, levels: int, first: int) -> Source:
 
   def drawn(state: State, step: int) -> Drawn:
     found = source(state, step)
-    right = found.batch.extra.get('accuracy', found.batch.reward) > 0
+    right = found.batch.extra.get('accuracy', found.batch.reward) > RIGHT
     hard = np.flatnonzero(~right.any(1))
     told = found.metrics | {
       'groups_hard': len(hard) / len(right),
@@ -82,7 +84,7 @@ def rescued(found: Drawn, ask: Ask, asked: Sequence, state: State, step: int) ->
   group = np.array([b for b, _, _ in asked])
   ids = found.batch.prompt_id[group] * MOST + np.array([i for _, i, _ in asked])
   new, spent = answered(ask, [r for _, _, r in asked], ids, state, step)
-  right = new.extra.get('accuracy', new.reward)[:, 0] > 0
+  right = new.extra.get('accuracy', new.reward)[:, 0] > RIGHT
   where, least = np.unique(group[right], return_index=True)
   least = np.flatnonzero(right)[least]
   added = {

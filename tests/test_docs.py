@@ -10,10 +10,11 @@ from pathlib import Path
 import jax
 import nbformat
 import pytest
+import test_contract
 import toy
 from nbclient import NotebookClient
 
-from jaxrl_llm import build
+from jaxrl_llm import assemble, build, default_config, forward
 from jaxrl_llm.models.families import FAMILIES
 from jaxrl_llm.step import make_update_step
 
@@ -73,26 +74,43 @@ def test_the_variant_trains_as_it_says(tmp_path, monkeypatch):
 
 
 def verdicts() -> dict[str, list[str]]:
-  """Of each method the verdicts of its claims, which name it in METHODS, as links."""
+  """Of each method the verdicts of claims about it (their METHODS), as links."""
   found = {path.stem: [] for path in METHODS}
   for folder in sorted((ROOT / 'experiments/claims').glob('[0-9]*')):
     named = re.search(r'^METHODS = (.*)$', (folder / 'claim.py').read_text(), re.M)
     said = json.loads((folder / 'result.json').read_text())['verdict']
-    for name in ast.literal_eval(named.group(1)):
+    for name in found.keys() & {*ast.literal_eval(named.group(1))}:
       found[name].append(f'[{said}](experiments/claims/{folder.name}/claim.md)')
   return found
 
 
+def networks(name: str) -> str:
+  """What a method learns from, and the networks beside the policy that it needs."""
+  roles = forward.roles(assemble.all_needs(test_contract.method(name)))
+  trained, frozen = (sorted(roles[k] - {'policy'}) for k in ('params', 'frozen'))
+  data = default_config.KINDS.get(name, 'fresh answers').replace('_', ' ')
+  trained = [] if roles['params'] == {*trained} and len(trained) == 1 else trained
+  return ', '.join([data, *(f'`{r}`' for r in (*trained, *frozen))])
+
+
 def method_table() -> str:
-  """The README's table of methods, from their headers and their claims' records."""
-  rows, found = ['| method | paper | claims |', '|---|---|---|'], verdicts()
+  """The README's table of methods, from their headers and needs, and their claims'
+  records.
+  """
+  columns = ('method', 'paper', 'differs from', 'needs', 'claims')
+  rows, found = [f'| {" | ".join(columns)} |', '|---' * len(columns) + '|'], verdicts()
   for path in METHODS:
-    header = ast.get_docstring(ast.parse(path.read_text())).split('\n\n')[0]
-    words = ' '.join(header.split()).rstrip('.')
-    links = ', '.join(found[path.stem])
-    rows.append(
-      f'| [`{path.stem}`](jaxrl_llm/methods/{path.name}) | {words} | {links} |'
-    )
+    header = ast.get_docstring(ast.parse(path.read_text()))
+    words = ' '.join(header.split('\n\n')[0].split()).rstrip('.')
+    differs = re.search(r'[Dd]iffers from (.*?)\.( |$)', ' '.join(header.split()))
+    cells = [
+      f'[`{path.stem}`](jaxrl_llm/methods/{path.name})',
+      words,
+      differs[1].replace('|', '\\|') if differs else '',
+      networks(path.stem),
+      ', '.join(found[path.stem]),
+    ]
+    rows.append(f'| {" | ".join(cells)} |')
   return '\n'.join(rows)
 
 

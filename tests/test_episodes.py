@@ -696,3 +696,11 @@ def test_packed_episodes_move_the_policy_as_padded_ones():
     found.append((metrics['gain'], metrics['grad_norm/policy'], metrics['mismatch_k3']))
   np.testing.assert_allclose(*found, atol=1e-5)
   assert found[0][1] > 0
+
+
+@pytest.mark.parametrize(
+  'option', [dict(pool=8), dict(hints=2), dict(steps='a'), dict(accuracy='score')]
+)
+def test_what_episodes_would_ignore_is_refused(option):
+  with pytest.raises(InputError, match=f'takes no .*{next(iter(option))}'):
+    runs.assembled(config(source=option))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import runs
 
-from jaxrl_llm import compare, grid, train
+from jaxrl_llm import build, compare, grid, train
 from jaxrl_llm.types import InputError
 
 
@@ -60,6 +60,20 @@ def test_another_method_has_its_own_options_and_the_shared_ones():
     'clip_low': 0.1,
     'clip_high': 0.3,
   }
+
+
+def test_a_default_of_the_first_method_is_none_of_the_second():
+  """grpo's normalisation and clips would make rloo, gspo and dapo another algorithm."""
+  c = runs.config('grpo')
+  for name in ('rloo', 'gspo', 'two_grpo'):
+    got = grid.changed(c, {'method.name': name}).method.to_dict()
+    assert got == build.defaults(name).to_dict()
+  assert grid.changed(c, {'method.name': 'dapo'}).method.clip_high == 0.28
+
+
+def test_the_same_arm_twice_is_refused():
+  with pytest.raises(InputError, match='each value once'):
+    grid.arms(['method.beta=0,0,0.04'])
 
 
 def test_the_bootstrap():

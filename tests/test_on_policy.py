@@ -626,3 +626,35 @@ def test_filtered_groups_hold_what_was_drawn():
   np.testing.assert_array_equal(got.prompts, batch.prompts)
   with pytest.raises(InputError, match='best_random'):
     filtration.filtered(source, 'worst')
+
+
+def test_nothing_is_learned_from_what_ran_out_of_room():
+  """Overlong filtering, by flag: the rows keep their reward and lose their mask."""
+  plain, masked = (
+    runs.assembled(runs.config(source=dict(mask_truncated=flag)))
+    for flag in (False, True)
+  )
+  want, got = (r.source(r.state, 0).batch for r in (plain, masked))
+  out = np.asarray(want.truncated) > 0
+  assert out.any() and not out.all()
+  np.testing.assert_array_equal(got.reward, want.reward)
+  np.testing.assert_array_equal(got.mask[out], 0.0)
+  np.testing.assert_array_equal(got.mask[~out], want.mask[~out])
+
+
+def test_a_signal_that_is_always_zero_is_refused():
+  c = runs.config('prompt_gdro')
+  c.method.signal = 'loss'
+  with pytest.raises(InputError, match=r'Set config\.plan\.minibatches=4'):
+    assemble.make_method(c)
+  c.plan.minibatches = 2
+  assert assemble.make_method(c).needs
+
+
+def test_an_entropy_bonus_may_start_at_nothing():
+  """Steered from 0 it is there; a target or a step alone is a mistake."""
+  c = runs.config(plan=dict(entropy_target=0.5, entropy_delta=0.01))
+  assert 'entropy' in assemble.make_method(c).needs
+  c.plan.entropy_target = 0.0
+  with pytest.raises(InputError, match='both above 0, or neither'):
+    assemble.make_method(c)

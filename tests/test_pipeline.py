@@ -1,5 +1,7 @@
 """Stages one after another, and what hands over between them."""
 
+import shutil
+
 import jax
 import numpy as np
 import pytest
@@ -55,6 +57,17 @@ def test_a_stage_begins_where_the_one_before_ended(tmp_path, capsys):
   assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob('*.npy')} == before
 
 
+def test_a_stage_made_of_what_has_changed_is_refused(tmp_path):
+  pipeline.main(two(), str(tmp_path))
+  shutil.rmtree(tmp_path / 'first')
+  other = two()
+  other.stages.first.seed = 7
+  with pytest.raises(InputError, match=r"second was made of .* \['first'\]. Remove"):
+    pipeline.main(other, str(tmp_path))
+  shutil.rmtree(tmp_path / 'second')
+  assert list(pipeline.main(other, str(tmp_path))) == ['first', 'second']
+
+
 def test_a_stage_that_was_stopped_holds_up_the_next(tmp_path, monkeypatch):
   first = two()
   monkeypatch.setattr(pipeline.train, 'main', lambda *args, **kwargs: {'eval/loss': 1})
@@ -108,6 +121,9 @@ def test_a_stage_reshapes_what_another_kept(tmp_path, capsys):
   capsys.readouterr()
   pipeline.main(c, str(tmp_path))
   assert 'rows, of' not in capsys.readouterr().out
+  c.stages.flip.reshape = 'flipped(share=0.0)'  # The rows there are of another call.
+  with pytest.raises(InputError, match=r"flip was made of .* \['reshape'\]"):
+    pipeline.main(c, str(tmp_path))
   c.stages.hard.reshape = 'hrd'
   with pytest.raises(InputError, match="Did you mean 'hard'"):
     pipeline.check(c)

@@ -5,7 +5,7 @@ import small
 from jaxrl_llm.methods.grpo import grpo
 from jaxrl_llm.methods.two_grpo import two_grpo
 
-METHODS = ('two_grpo', 'grpo')
+METHODS = ('two_grpo',)
 METRICS = ('accuracy', 'held_out')
 NET = small.Net(vocab=8, prompt=3, length=3, memory=2)
 QUESTIONS, RIGHT = small.sorting(3, 8)

@@ -10,7 +10,7 @@ from jaxrl_llm.methods.dr_grpo import dr_grpo
 from jaxrl_llm.methods.grpo import grpo
 from jaxrl_llm.ops import advantages, weights
 
-METHODS = ('dr_grpo', 'grpo')
+METHODS = ('dr_grpo',)
 METRICS = ('wrong_length', 'right_length', 'accuracy', 'truncated')
 STOP, ANSWERS, UNLUCKY, LUCKY = 0, (2, 6), 6, 7
 NET = small.Net(vocab=8, prompt=1, length=40, first=True, stop=STOP, width=32)

@@ -11,7 +11,7 @@ from jaxrl_llm.methods.dpo import dpo
 from jaxrl_llm.methods.ppo import ppo
 from jaxrl_llm.methods.rto import rto
 
-METHODS = ('rto', 'ppo')
+METHODS = ('rto',)
 METRICS = ('gold', 'gold_dpo')
 NET = small.Net(vocab=6, prompt=1, length=12, width=32)
 FORWARD = small.make_forward(NET)

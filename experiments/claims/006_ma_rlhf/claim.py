@@ -7,7 +7,7 @@ import small
 
 from jaxrl_llm.methods.ma_rlhf import ma_rlhf
 
-METHODS = ('ma_rlhf', 'ppo')
+METHODS = ('ma_rlhf',)
 METRICS = ('gold', 'early', 'late')
 NET = small.Net(vocab=4, prompt=1, length=64, width=32)
 TARGET = jnp.asarray(np.random.default_rng(0).integers(0, 4, (4, NET.length)))

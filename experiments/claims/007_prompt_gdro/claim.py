@@ -10,7 +10,7 @@ import small
 from jaxrl_llm.methods.grpo import grpo
 from jaxrl_llm.methods.prompt_gdro import prompt_gdro
 
-METHODS = ('prompt_gdro', 'grpo')
+METHODS = ('prompt_gdro',)
 METRICS = ('held_pass', 'pass', 'hardest', 'spread')
 # A prompt: its kind, and three digits; each kind wants them in an order of its own.
 KINDS, SIZE = 6, 5

@@ -11,7 +11,7 @@ from jaxrl_llm.methods.dapo import dapo
 from jaxrl_llm.methods.grpo import grpo
 from jaxrl_llm.rewards.overlong import overlong
 
-METHODS = ('dapo', 'grpo')
+METHODS = ('dapo',)
 METRICS = ('accuracy', 'entropy', 'truncated', 'tied')
 STOP, FILLER, SIZE = 0, 7, 6  # Digits are 1 to 6.
 NET = small.Net(vocab=8, prompt=3, length=20, memory=3, stop=STOP, width=32)

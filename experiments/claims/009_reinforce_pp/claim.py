@@ -9,7 +9,7 @@ from jaxrl_llm.methods.grpo import grpo
 from jaxrl_llm.methods.reinforce_pp import reinforce_pp
 from jaxrl_llm.methods.reinforce_pp_baseline import reinforce_pp_baseline
 
-METHODS = ('reinforce_pp', 'reinforce_pp_baseline', 'grpo')
+METHODS = ('reinforce_pp', 'reinforce_pp_baseline')
 METRICS = ('train', 'held_out', 'held_out_pass')
 NET = small.Net(vocab=8, prompt=3, length=3, memory=2)
 QUESTIONS, RIGHT = small.sorting(3, 8)

@@ -10,7 +10,7 @@ import small
 from jaxrl_llm import filtration
 from jaxrl_llm.methods.ppo import ppo
 
-METHODS = ('ppo',)
+METHODS = ('source.filter',)
 METRICS = ('gold', 'fit')
 NET = small.Net(vocab=6, prompt=1, length=8, width=32)
 TARGET = jnp.asarray(np.random.default_rng(0).integers(0, 6, (6, NET.length)))

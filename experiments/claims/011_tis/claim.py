@@ -9,7 +9,7 @@ import small
 from jaxrl_llm.methods.grpo import grpo
 from jaxrl_llm.ops import importance, kl
 
-METHODS = ('grpo',)
+METHODS = ('plan.importance',)
 METRICS = ('accuracy', 'millinats', 'off')
 NET = small.Net(vocab=6, prompt=4, length=4, memory=2)
 QUESTIONS, RIGHT = small.sorting(4, 6)

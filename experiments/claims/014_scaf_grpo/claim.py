@@ -8,12 +8,12 @@ import small
 
 from jaxrl_llm.methods.grpo import grpo
 
-METHODS = ('grpo',)
+METHODS = ('source.hints',)
 METRICS = ('zero', 'hard', 'easy')
-# A prompt: its kind, three digits, three places for hints (8 is none).
-NONE, LEVELS = 8, 3
-NET = small.Net(vocab=9, prompt=7, length=3, memory=2)
-QUESTIONS, _ = small.sorting(3, 8)
+# A prompt: its kind, five digits, five places for hints (NONE is none).
+NONE, LEVELS = 5, 5
+NET = small.Net(vocab=6, prompt=11, length=LEVELS, memory=2)
+QUESTIONS, _ = small.sorting(LEVELS, NONE)
 SEEDS, STEPS, PROMPTS, GROUP = 6, 200, 32, 8
 
 
@@ -32,7 +32,7 @@ def run():
 
 def due(prompts):
   """Digits in order; of the second kind, which nobody was taught, in reverse."""
-  up = jnp.sort(prompts[..., 1:4], -1)
+  up = jnp.sort(prompts[..., 1 : 1 + LEVELS], -1)
   return jnp.where(prompts[..., :1] > 0, up[..., ::-1], up)
 
 
@@ -45,10 +45,12 @@ def asked(key, n, kind=None):
 
 
 def hinted(prompts):
-  """[B, P] to [B, levels, P]: the first one, two, three digits of the answer."""
+  """[B, P] to [B, levels, P]: the first one, two, ... digits of the answer."""
   shown = jnp.arange(LEVELS)[None] <= jnp.arange(LEVELS)[:, None]
   hints = jnp.where(shown[None], due(prompts)[:, None], NONE)
-  rows = jnp.broadcast_to(prompts[:, None, :4], (len(prompts), LEVELS, 4))
+  rows = jnp.broadcast_to(
+    prompts[:, None, : 1 + LEVELS], (len(prompts), LEVELS, 1 + LEVELS)
+  )
   return jnp.concatenate([rows, hints], -1)
 
 
@@ -60,7 +62,7 @@ def demonstrations(key):
   bare = prompts[:, :1] == 0
   level = jax.random.randint(keys[2], (64, 1), 1, LEVELS + 1)
   hints = jnp.where(jnp.arange(LEVELS)[None] < level, said, NONE)
-  prompts = prompts.at[:, 4:].set(jnp.where(bare, NONE, hints))
+  prompts = prompts.at[:, 1 + LEVELS :].set(jnp.where(bare, NONE, hints))
   return prompts, jnp.where(bare, due(prompts), said)
 
 

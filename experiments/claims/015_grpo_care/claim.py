@@ -7,7 +7,7 @@ import small
 from jaxrl_llm.methods.grpo import grpo
 from jaxrl_llm.methods.grpo_care import grpo_care
 
-METHODS = ('grpo_care', 'grpo')
+METHODS = ('grpo_care',)
 METRICS = ('consistency', 'accuracy')
 # Two tokens of reasoning, of which the second is the conclusion; then the answer.
 NET = small.Net(vocab=8, prompt=3, length=3, memory=2)

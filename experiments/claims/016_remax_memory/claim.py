@@ -13,7 +13,7 @@ from jaxrl_llm.models.decoder import Decoder, causal
 from jaxrl_llm.step import make_update_step
 from jaxrl_llm.types import State
 
-METHODS = ('remax', 'ppo')
+METHODS = ('remax',)
 METRICS = ('total', 'state', 'working')
 PROMPT = 32
 # Width, layers, completions, tokens of a completion: in the place of seeds.

@@ -8,7 +8,7 @@ import tables
 from jaxrl_llm.methods.dpo import dpo
 from jaxrl_llm.methods.ipo import ipo
 
-METHODS = ('ipo', 'dpo')
+METHODS = ('ipo',)
 METRICS = ('best_arm', 'optimum', 'error')
 PAIRS = jnp.array([[0, 1], [1, 2], [0, 2]])
 TAUS, SEEDS, STEPS = (0.1, 0.5, 1.0, 10.0), 10, 18_000

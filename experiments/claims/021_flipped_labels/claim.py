@@ -10,7 +10,7 @@ from jaxrl_llm.methods.cdpo import cdpo
 from jaxrl_llm.methods.dpo import dpo
 from jaxrl_llm.methods.robust_dpo import robust_dpo
 
-METHODS = ('robust_dpo', 'cdpo', 'dpo')
+METHODS = ('robust_dpo', 'cdpo')
 METRICS = ('to_optimum', 'cosine', 'size')
 SEEDS, PAIRS, FLIPPED, BETA = 8, 1500, 0.3, 0.5
 

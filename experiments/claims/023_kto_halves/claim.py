@@ -10,7 +10,7 @@ import tables
 from jaxrl_llm.methods.dpo import dpo
 from jaxrl_llm.methods.kto import kto
 
-METHODS = ('kto', 'dpo')
+METHODS = ('kto',)
 METRICS = ('best', 'gain', 'kl')
 SEEDS, PAIRS, BOUND = 8, 1500, 1.0
 

@@ -8,7 +8,7 @@ from jaxrl_llm.methods.dpo import dpo
 from jaxrl_llm.methods.plackett_luce_dpo import plackett_luce_dpo
 from jaxrl_llm.methods.pro import pro
 
-METHODS = ('pro', 'plackett_luce_dpo', 'dpo')
+METHODS = ('pro', 'plackett_luce_dpo')
 METRICS = ('best', 'gain', 'kl')
 SEEDS, LISTS, SIZE, BOUND = 8, 300, 4, 1.0
 

@@ -8,7 +8,7 @@ import small
 from jaxrl_llm.methods.dpo import dpo
 from jaxrl_llm.methods.ppo import ppo
 
-METHODS = ('dpo', 'ppo')
+METHODS = ('dpo',)
 METRICS = ('distance', 'reward', 'kl')
 NET = small.Net(vocab=4, prompt=2, length=4, memory=3)
 grid = lambda n: jnp.stack(jnp.meshgrid(*[jnp.arange(4)] * n, indexing='ij'), -1)

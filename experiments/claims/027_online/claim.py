@@ -7,7 +7,7 @@ import tables
 
 from jaxrl_llm.methods.dpo import dpo
 
-METHODS = ('dpo',)
+METHODS = ('pipelines.py:gshf_online', 'pipelines.py:gshf_hybrid')
 METRICS = ('value', 'reward', 'kl')
 SEEDS, ARMS, BETA, ROUNDS, PAIRS = 8, 30, 0.3, 5, 400
 WORTH = 0.25 * jnp.arange(ARMS)

@@ -8,7 +8,7 @@ import tables
 from jaxrl_llm.methods.dpo import dpo
 from jaxrl_llm.models import merging
 
-METHODS = ('dpo',)
+METHODS = ('pipelines.py:accelerated',)
 METRICS = ('missing', 'odds')
 SEEDS, ARMS, ROUNDS, ROWS = 6, 8, 12, 256
 WORTH = 0.25 * jnp.arange(ARMS)

@@ -9,7 +9,7 @@ import small
 from jaxrl_llm.methods.ppo import ppo
 from jaxrl_llm.models import merging
 
-METHODS = ('ppo',)
+METHODS = ('pipelines.py:salsa',)
 METRICS = ('reward', 'kl_sft', 'kl_ref')
 NET = small.Net(vocab=4, prompt=2, length=4, memory=3)
 WORDS = jnp.array([-1.0, -0.3, 0.3, 1.0])  # What each token says, bad or good.

@@ -12,7 +12,7 @@ from jaxrl_llm.rewards import shaping
 from jaxrl_llm.rewards.sample import Sample
 from jaxrl_llm.tasks.records import Record
 
-METHODS = ('ppo', 'bradley_terry')
+METHODS = ('reward shape=par',)
 METRICS = ('gold', 'best', 'proxy', 'kl', 'flourishes')
 NET = small.Net(vocab=6, prompt=1, length=12, width=32)
 FLOURISH = 5  # The token; all others are right in some places.

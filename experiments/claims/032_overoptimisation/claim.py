@@ -11,7 +11,7 @@ from jaxrl_llm.evaluate import best_of_n
 from jaxrl_llm.methods.bradley_terry import bradley_terry
 from jaxrl_llm.methods.rloo import rloo
 
-METHODS = ('rloo', 'bradley_terry')
+METHODS = ('bradley_terry',)
 METRICS = ('gold', 'best', 'proxy', 'd', 'alpha', 'beta', 'r2')
 SEEDS, ANSWERS, SIZE, STEPS = 8, 4096, 6, 400
 COUNTS = {'few': 200, 'many': 5000}

@@ -9,7 +9,7 @@ import vectors
 from jaxrl_llm.methods.bradley_terry import bradley_terry
 from jaxrl_llm.methods.vpl import vpl
 
-METHODS = ('vpl', 'bradley_terry')
+METHODS = ('vpl',)
 METRICS = ('accuracy', 'unknown')
 SEEDS, STEPS, USERS, SIZE = 6, 400, 64, 3
 

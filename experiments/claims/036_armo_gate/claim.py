@@ -9,7 +9,7 @@ import vectors
 from jaxrl_llm.methods.armo import armo
 from jaxrl_llm.methods.bradley_terry import bradley_terry
 
-METHODS = ('armo', 'bradley_terry')
+METHODS = ('armo',)
 METRICS = ('accuracy',)
 NAMES = ('a', 'b', 'c', 'd', 'e', 'f')
 WANTED = jnp.array([[4.0, 2, 1, 0, 0, 1], [0.0, 1, 0, 4, 2, 1]])  # Of either kind.

@@ -9,7 +9,7 @@ from jaxrl_llm.methods.bradley_terry import bradley_terry
 from jaxrl_llm.methods.rlbff import rlbff
 from jaxrl_llm.ops import sequences
 
-METHODS = ('rlbff', 'bradley_terry')
+METHODS = ('rlbff',)
 METRICS = ('accuracy', 'one_for_all')
 WORDS, ANSWER = 6, 6
 # A principle says that an answer has this word (1), or that it has not (0).
