@@ -18,7 +18,7 @@ SEEDS, STEPS, PROMPTS, GROUP = 6, 200, 32, 8
 
 
 def run():
-  start = small.taught(NET, demonstrations, small.born(NET, SEEDS), steps=400)
+  start = small.taught(NET, demonstrations, small.born(NET, SEEDS), steps=1500)
   how = dict(rate=1e-3, every=20, measure=measure)
   train = lambda first, steps: small.run(
     NET, functools.partial(draw, first=first), grpo(beta=0.0), start, steps=steps, **how
