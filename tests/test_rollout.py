@@ -389,7 +389,7 @@ def test_refilled_slots_sample_what_all_at_once_do(slots, monkeypatch):
   for name in ('tokens', 'length', 'stop_reason', 'prompt_id'):
     np.testing.assert_array_equal(getattr(got, name), getattr(want, name))
   for name in ('behavior_logp', 'kept_mass', 'temperature'):
-    close(getattr(got, name), getattr(want, name), 1e-6)
+    close(getattr(got, name), getattr(want, name), 3e-6)  # Two programs round twice.
   assert got.version == 3
 
 
