@@ -286,6 +286,9 @@ def test_an_exported_run(tmp_path):
     (dict(peft_type='LOHA'), "peft_type is 'LOHA'"),
     (dict(use_dora=True), 'use_dora is True'),
     (dict(rank_pattern={'q': 2}), 'rank_pattern'),
+    (dict(init_lora_weights='pissa'), "init_lora_weights is 'pissa'"),
+    (dict(init_lora_weights='olora'), "init_lora_weights is 'olora'"),
+    (dict(a_new_kind=['q']), r"a_new_kind is \['q'\], which is not supported"),
   ],
 )
 def test_other_adapters_are_refused(tmp_path, change, words):
@@ -294,6 +297,14 @@ def test_other_adapters_are_refused(tmp_path, change, words):
   path.write_text(json.dumps(json.loads(path.read_text()) | change))
   with pytest.raises(InputError, match=words):
     lora.load(tmp_path / 'a', TINY.fields, TINY.config)
+
+
+def test_what_peft_writes_of_plain_adapters_loads(tmp_path):
+  peft = pytest.importorskip('peft')
+  said = peft.LoraConfig(r=3, lora_alpha=6.0, init_lora_weights='gaussian').to_dict()
+  lora.save(tmp_path / 'a', TINY.fields, adapters(), LORA, base='tiny')
+  (tmp_path / 'a' / lora.CONFIG).write_text(json.dumps(said, default=str))
+  assert lora.load(tmp_path / 'a', TINY.fields, TINY.config)[0].rank == 3
 
 
 BASE = 'base_model_name_or_path'

@@ -21,7 +21,23 @@ from jaxrl_llm.types import Array, InputError, Params
 
 A, B = '_lora_a', '_lora_b'
 CONFIG, FILE = 'adapter_config.json', 'adapter_model.safetensors'
+# Keys of adapter_config.json and what they may be; the first is what absence means.
+ALLOWED = {
+  'peft_type': ('LORA',),
+  'bias': ('none',),
+  # Other ways to begin (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) change the base as well.
+  'init_lora_weights': (True, False, None, 'gaussian', 'eva', 'orthogonal'),
+}
+# Read here, seen in the tensors, or of training alone. All others must say nothing.
+KNOWN = {
+  *ALLOWED,
+  *('r', 'lora_alpha', 'base_model_name_or_path', 'target_modules', 'exclude_modules'),
+  *('fan_in_fan_out', 'layers_to_transform', 'layers_pattern', 'task_type'),
+  *('lora_dropout', 'inference_mode', 'auto_mapping', 'peft_version', 'eva_config'),
+  *('megatron_core', 'qalora_group_size', 'ensure_weight_tying'),
+}
 PREFIX = 'base_model.model.'
+MERGE = 'Merge the adapters into their base with PEFT, and load that model.'
 
 
 def targets(config: DecoderConfig, lora: Lora) -> list[str]:
@@ -158,12 +174,16 @@ def _stacked(tensors: dict, keys: list[str], due: tuple, where: Path) -> Array:
 def adapter_config(path: Path) -> dict:
   """PEFT's description of adapters of the one kind that loads."""
   said = fields.read_json(path)
-  for key, value in {'peft_type': 'LORA', 'bias': 'none', 'use_dora': False}.items():
-    if said.get(key, value) != value:
-      raise InputError(f'{path}: {key} is {said[key]!r}; only {value!r} loads.')
-  for key in ('rank_pattern', 'alpha_pattern', 'modules_to_save', 'use_rslora'):
-    if said.get(key):
-      raise InputError(f'{path}: {key} is {said[key]!r}, which is not supported.')
+  for key, values in ALLOWED.items():
+    if said.get(key, values[0]) not in values:
+      raise InputError(
+        f'{path}: {key} is {said[key]!r}; {", ".join(map(repr, values))} load. {MERGE}'
+      )
+  for key in sorted(said.keys() - KNOWN):
+    if said[key]:
+      raise InputError(
+        f'{path}: {key} is {said[key]!r}, which is not supported. {MERGE}'
+      )
   return said
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxrl_llm.models import config_json, fields, gguf, lora, merging, weights
 from jaxrl_llm.models.config import DecoderConfig
+from jaxrl_llm.models.endings import stop_ids as stop_ids  # A tokenizer's, for callers.
 from jaxrl_llm.types import InputError, Params
 
 SMOLLM2 = 'SmolLM2-135M-Instruct.Q4_1.gguf'
@@ -31,8 +32,6 @@ HUB_FILES = (
   lora.FILE,
 )
 TOKENIZER_FILES = ('tokenizer.json', 'tokenizer.model', 'vocab.json')
-# Tokens with which chat templates close a turn.
-TURN_ENDS = ('<|im_end|>', '<|eot_id|>', '<end_of_turn>', '<|end|>', '</s>')
 TINY = DecoderConfig(
   vocab=104,  # 95 printable, newline, <eos>, <unk>, 6 reserved: a multiple of 8.
   width=64,
@@ -212,17 +211,6 @@ def _tiny() -> Pretrained:
   )
   stored = weights.in_memory(config_json.llama(TINY), random_params(TINY))
   return _of(stored, tokenizer)
-
-
-def stop_ids(tokenizer) -> tuple[int, ...]:
-  """Ids that end a completion: EOS, and what the chat template ends a turn with."""
-  if tokenizer.eos_token_id is None:
-    raise InputError(
-      'The tokenizer has no eos_token, so no completion would end. Set one.'
-    )
-  template, vocab = str(tokenizer.chat_template), tokenizer.get_vocab()
-  ends = [vocab[end] for end in TURN_ENDS if end in vocab and end in template]
-  return tuple(dict.fromkeys([tokenizer.eos_token_id, *ends]))
 
 
 def render(tokenizer, messages: list[dict], ask: bool = True) -> str:
