@@ -6,19 +6,8 @@ A row of `FAMILIES` is all there is to a family. Nothing else in the package kno
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from jaxrl_llm.models import names
 from jaxrl_llm.models.fields import Fields
-
-
-class Names(NamedTuple):
-  """A leaf of our tree and its tensor in a Hugging Face file.
-
-  `hf` has {} for the layer and {expert} for the expert. Leaves with one `hf` lie side
-  by side in one stored tensor, in the order of the table.
-  """
-
-  path: tuple[str, ...]
-  hf: str
-  transpose: bool  # They store [out, in], we store [in, out].
 
 
 class Family(NamedTuple):
@@ -27,106 +16,13 @@ class Family(NamedTuple):
   models: str  # Which it covers, for a reader.
   differs: str  # From Llama, for a reader.
   options: Callable[[Fields], dict[str, Any]]
-  names: tuple[Names, ...]
+  names: tuple[names.Names, ...]
   # config.json keys with the value, or the tuple of values, that this decoder computes.
   only: dict[str, Any] = {}
   # Their names of the keys that the others share.
   keys: dict[str, str] = {}
   # What transformers takes for a key that is absent, where null or a Llama is another.
   defaults: dict[str, Any] = {}
-
-
-# ---- Tensors -------------------------------------------------------------------------
-
-HEAD = (
-  Names(('embed',), 'model.embed_tokens.weight', False),
-  Names(('final_norm',), 'model.norm.weight', False),
-  Names(('head',), 'lm_head.weight', True),
-)
-ATTENTION = {f'self_attn.{x}_proj': x for x in 'qkvo'}
-GATED = {f'mlp.{x}_proj': x for x in ('gate', 'up', 'down')}
-NORMS = {'input_layernorm': 'attn_norm', 'post_attention_layernorm': 'mlp_norm'}
-POST_NORMS = {
-  'post_attention_layernorm': 'attn_post_norm',
-  'post_feedforward_layernorm': 'mlp_post_norm',
-}
-SANDWICH = {
-  'input_layernorm': 'attn_norm',
-  'pre_feedforward_layernorm': 'mlp_norm',
-  **POST_NORMS,
-}
-QK_NORMS = {'self_attn.q_norm': 'q_norm', 'self_attn.k_norm': 'k_norm'}
-
-
-def layer(matrices: dict[str, str], norms: dict[str, str], biases=()):
-  """Rows for the weights of a layer, by its module names: {theirs: ours}."""
-  prefix = 'model.layers.{}.'
-  return (
-    *(
-      Names(('layers', our), f'{prefix}{hf}.weight', True)
-      for hf, our in matrices.items()
-    ),
-    *(
-      Names(('layers', our), f'{prefix}{hf}.weight', False) for hf, our in norms.items()
-    ),
-    *(
-      Names(('layers', f'{our}_bias'), f'{prefix}{hf}.bias', False)
-      for hf, our in matrices.items()
-      if our in biases
-    ),
-  )
-
-
-LLAMA = HEAD + layer(ATTENTION | GATED, NORMS, biases=(*'qkvo', 'gate', 'up', 'down'))
-MOE = (
-  *HEAD,
-  *layer(ATTENTION | {'mlp.gate': 'router'}, NORMS | QK_NORMS, biases='qkvo'),
-  *(
-    Names(
-      ('layers', x), f'model.layers.{{}}.mlp.experts.{{expert}}.{x}_proj.weight', True
-    )
-    for x in ('gate', 'up', 'down')
-  ),
-)
-PHI3 = (
-  *HEAD,
-  *layer({'self_attn.o_proj': 'o', 'mlp.down_proj': 'down'}, NORMS),
-  *(
-    Names(('layers', x), 'model.layers.{}.self_attn.qkv_proj.weight', True)
-    for x in 'qkv'
-  ),
-  *(
-    Names(('layers', x), 'model.layers.{}.mlp.gate_up_proj.weight', True)
-    for x in ('gate', 'up')
-  ),
-)
-
-
-def gpt2_names() -> tuple[Names, ...]:
-  """Conv1D stores [in, out]; q, k and v are one tensor; every matrix has a bias."""
-  modules = {
-    **dict.fromkeys('qkv', 'attn.c_attn'),
-    'o': 'attn.c_proj',
-    'up': 'mlp.c_fc',
-    'down': 'mlp.c_proj',
-    'attn_norm': 'ln_1',
-    'mlp_norm': 'ln_2',
-  }
-  rows = [
-    Names(('embed',), 'transformer.wte.weight', False),
-    Names(('position',), 'transformer.wpe.weight', False),
-    Names(('final_norm',), 'transformer.ln_f.weight', False),
-    Names(('final_norm_bias',), 'transformer.ln_f.bias', False),
-    Names(('head',), 'lm_head.weight', True),
-  ]
-  for our, hf in modules.items():
-    prefix = f'transformer.h.{{}}.{hf}'
-    rows.append(Names(('layers', our), f'{prefix}.weight', False))
-    rows.append(Names(('layers', f'{our}_bias'), f'{prefix}.bias', False))
-  return tuple(rows)
-
-
-# ---- Options -------------------------------------------------------------------------
 
 
 def llama(f: Fields) -> dict[str, Any]:
@@ -212,7 +108,7 @@ def gemma3(f: Fields) -> dict[str, Any]:
 def gemma(f: Fields) -> dict[str, Any]:
   """What Gemma 2 and 3 share."""
   return {
-    'norms': tuple(SANDWICH.values()),
+    'norms': tuple(names.SANDWICH.values()),
     'norm_offset': 1.0,
     'biases': attention_biases(f),
     'activation': 'gelu_tanh',
@@ -225,7 +121,7 @@ def gemma(f: Fields) -> dict[str, Any]:
 def olmo2(f: Fields) -> dict[str, Any]:
   return {
     'rope': f.rope(),
-    'norms': (*POST_NORMS.values(), 'q_norm', 'k_norm'),
+    'norms': (*names.POST_NORMS.values(), 'q_norm', 'k_norm'),
     'biases': attention_biases(f),
     'qk_norm_wide': True,
   }
@@ -273,13 +169,13 @@ GEMMA = {
 }
 FAMILIES = {
   'llama': Family(
-    'Llama 2, 3, 3.x; SmolLM, SmolLM2', 'it is the base', llama, LLAMA, SILU
+    'Llama 2, 3, 3.x; SmolLM, SmolLM2', 'it is the base', llama, names.LLAMA, SILU
   ),
   'smollm3': Family(
     'SmolLM3',
     'layers without position embedding',
     smollm3,
-    LLAMA,
+    names.LLAMA,
     SILU,
     defaults={
       'num_key_value_heads': 4,
@@ -291,7 +187,7 @@ FAMILIES = {
     'Mistral 7B',
     'sliding window',
     mistral,
-    LLAMA,
+    names.LLAMA,
     SILU,
     defaults={
       'num_key_value_heads': 8,
@@ -300,13 +196,13 @@ FAMILIES = {
     },
   ),
   'qwen2': Family(
-    'Qwen2, Qwen2.5', 'bias on q, k, v', qwen2, LLAMA, SILU, defaults=QWEN
+    'Qwen2, Qwen2.5', 'bias on q, k, v', qwen2, names.LLAMA, SILU, defaults=QWEN
   ),
   'qwen3': Family(
     'Qwen3',
     'norm on each query and key head',
     qwen3,
-    HEAD + layer(ATTENTION | GATED, NORMS | QK_NORMS, biases='qkvo'),
+    names.QWEN3,
     SILU,
     defaults=QWEN | {'head_dim': 128},
   ),
@@ -314,7 +210,7 @@ FAMILIES = {
     'Qwen3 MoE',
     'experts, none dropped, in every layer (no `mlp_only_layers`)',
     qwen3_moe,
-    MOE,
+    names.MOE,
     SILU | {'decoder_sparse_step': 1, 'mlp_only_layers': []},
     defaults=QWEN | {'num_key_value_heads': 4},
   ),
@@ -322,7 +218,7 @@ FAMILIES = {
     'Gemma 2',
     'soft caps, norms before and after, alternating windows, scaled embedding, GeGLU',
     gemma2,
-    HEAD + layer(ATTENTION | GATED, SANDWICH, biases='qkvo'),
+    names.GEMMA2,
     GELU,
     defaults=GEMMA
     | {
@@ -335,7 +231,7 @@ FAMILIES = {
     'Gemma 3 270M and 1B (text)',
     'as Gemma 2, with norms on heads and another RoPE in windows in place of caps',
     gemma3,
-    HEAD + layer(ATTENTION | GATED, SANDWICH | QK_NORMS, biases='qkvo'),
+    names.GEMMA3,
     GELU | {'attn_logit_softcapping': None},  # transformers reads it, for nothing.
     defaults=GEMMA | {'max_position_embeddings': 2**17},
   ),
@@ -343,7 +239,7 @@ FAMILIES = {
     'OLMo 2',
     'norms after each part, norm over all query and key heads',
     olmo2,
-    HEAD + layer(ATTENTION | GATED, POST_NORMS | QK_NORMS, biases='qkvo'),
+    names.OLMO2,
     SILU,
     defaults={'rms_norm_eps': 1e-5},
   ),
@@ -351,7 +247,7 @@ FAMILIES = {
     'Phi-3, Phi-3.5, Phi-4, Phi-4-mini',
     'fused matrices, partial RoPE; LongRoPE inside the pre-trained window only',
     phi3,
-    PHI3,
+    names.PHI3,
     SILU | {'resid_pdrop': 0.0, 'embd_pdrop': 0.0},
     defaults={
       'max_position_embeddings': 4096,
@@ -363,7 +259,7 @@ FAMILIES = {
     'GPT-2, DistilGPT2',
     'learned positions, LayerNorm, biases, no gate; its dropout is left out',
     gpt2,
-    gpt2_names(),
+    names.GPT2,
     {
       'activation_function': ('gelu_new', 'gelu_pytorch_tanh'),
       'scale_attn_weights': True,

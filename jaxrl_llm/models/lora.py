@@ -16,7 +16,8 @@ import safetensors.numpy
 
 from jaxrl_llm.models import fields, weights
 from jaxrl_llm.models.config import DecoderConfig, Lora
-from jaxrl_llm.models.families import FAMILIES, Names
+from jaxrl_llm.models.families import FAMILIES
+from jaxrl_llm.models.names import Names
 from jaxrl_llm.types import Array, InputError, Params
 
 A, B = '_lora_a', '_lora_b'
@@ -55,6 +56,21 @@ def targets(config: DecoderConfig, lora: Lora) -> list[str]:
   return names
 
 
+def report(config: DecoderConfig, lora: Lora | None) -> list[str]:
+  """A line for a reader on the matrices without adapters, if there are any."""
+  if lora is None:
+    return []
+  adapted = targets(config, lora)
+  axes = {p[-1]: len(s) for p, s in weights.shapes(config).items() if p[0] == 'layers'}
+  plain, experts = (
+    ', '.join(sorted(x for x in axes if axes[x] == n and x not in adapted))
+    for n in (3, 4)
+  )
+  left = f'; not {plain}' if plain else ''
+  left += f'; not the experts ({experts}), which cannot be' if experts else ''
+  return [f'LoRA adapts {", ".join(sorted(adapted))}{left}.'] if left else []
+
+
 def init(config: DecoderConfig, lora: Lora, key: Array | None = None) -> Params:
   """Fresh adapters: a uniform within 1 / sqrt(in), b zero, so that nothing changes."""
   key = jax.random.key(0) if key is None else key
@@ -82,13 +98,20 @@ def merge(base: Params, adapters: Params, lora: Lora, *, sign: float = 1.0) -> P
 
 
 def save(
-  folder: str | Path, values: dict, adapters: Params, lora: Lora, *, base: str
+  folder: str | Path,
+  values: dict,
+  adapters: Params,
+  lora: Lora,
+  *,
+  base: str,
+  tokenizer=None,
 ) -> None:
   """Writes a folder that `peft.PeftModel.from_pretrained` loads over the base.
 
   Args:
     values: the base's `config.json`.
     base: its name or path, for PEFT to find it.
+    tokenizer: of transformers, with the chat template of the training; written beside.
 
   Raises:
     InputError: the folder is there already; an adapted matrix is part of a fused
@@ -121,6 +144,8 @@ def save(
   with weights.appearing(folder) as part:
     (part / CONFIG).write_text(json.dumps(content, indent=2) + '\n')
     safetensors.numpy.save_file(tensors, part / FILE, metadata={'format': 'pt'})
+    if tokenizer is not None:
+      tokenizer.save_pretrained(part)
 
 
 def load(

@@ -11,7 +11,15 @@ from typing import Any, NamedTuple
 import flax
 import numpy as np
 
-from jaxrl_llm.models import config_json, fields, gguf, lora, merging, weights
+from jaxrl_llm.models import (
+  config_json,
+  fields,
+  gguf,
+  lora,
+  merging,
+  templates,
+  weights,
+)
 from jaxrl_llm.models.config import DecoderConfig
 from jaxrl_llm.models.endings import stop_ids as stop_ids  # A tokenizer's, for callers.
 from jaxrl_llm.types import InputError, Params
@@ -58,6 +66,14 @@ class Pretrained(NamedTuple):
 def _of(stored: weights.Stored, tokenizer) -> Pretrained:
   read = functools.partial(weights.read, stored)
   return Pretrained(stored.config, stored.fields, tokenizer, read)
+
+
+def configured(model) -> Pretrained:
+  """The model of config.model, with the chat template of its file if it names one."""
+  found = load(model.name)
+  if path := model.get('chat_template', ''):
+    found.tokenizer.chat_template = templates.read(path)
+  return found
 
 
 def load(name: str) -> Pretrained:
@@ -217,8 +233,8 @@ def render(tokenizer, messages: list[dict], ask: bool = True) -> str:
   """The template's words for a conversation; `ask` opens the assistant's turn."""
   if tokenizer.chat_template is None:
     raise InputError(
-      'The tokenizer has no chat template. Use an instruction-tuned model, or set '
-      'tokenizer.chat_template.'
+      'The tokenizer has no chat template. Use an instruction-tuned model, or give '
+      'config.model.chat_template, a file with one.'
     )
   try:
     return tokenizer.apply_chat_template(

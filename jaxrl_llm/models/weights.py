@@ -20,7 +20,8 @@ from jaxrl_llm import sharding
 from jaxrl_llm.models import config_json, fields
 from jaxrl_llm.models.config import DecoderConfig, Lora
 from jaxrl_llm.models.decoder import Decoder
-from jaxrl_llm.models.families import FAMILIES, Names
+from jaxrl_llm.models.families import FAMILIES
+from jaxrl_llm.models.names import Names
 from jaxrl_llm.types import InputError, Params
 
 FILE, INDEX = 'model.safetensors', 'model.safetensors.index.json'

@@ -106,6 +106,8 @@ CONFIGS = {
     'attn_logit_softcapping': None,
     'final_logit_softcapping': None,
     'attention_bias': True,
+    'num_hidden_layers': 2,
+    'query_pre_attn_scalar': 256,
   },
   'gemma3': _GEMMA
   | {
