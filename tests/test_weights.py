@@ -236,6 +236,13 @@ def test_longrope_stays_inside_its_window_in_every_family():
   assert (outer.max_positions, outer.rope.original) == (99, 99)
 
 
+def test_a_window_of_rope_that_is_no_number():
+  key = 'original_max_position_embeddings'
+  said = {'type': 'yarn', 'factor': 4.0, key: '64'}
+  with pytest.raises(InputError, match=f"rope_scaling: {key} is '64'; an integer"):
+    read_config('llama', rope_scaling=said)
+
+
 @pytest.mark.parametrize('key', ['short_mscale', 'full_attention', 'mrope_section'])
 def test_an_unknown_key_of_rope_is_refused(key):
   said = {'rope_type': 'default', key: {}}

@@ -21,7 +21,7 @@ class Family(NamedTuple):
   only: dict[str, Any] = {}
   # Their names of the keys that the others share.
   keys: dict[str, str] = {}
-  # What transformers takes for a key that is absent, where null or a Llama is another.
+  # What an absent key means to transformers, where null, or a Llama, means another.
   defaults: dict[str, Any] = {}
 
 

@@ -23,7 +23,7 @@ SCALING = {
   'yarn': ('factor',),
   'longrope': ('short_factor',),
 }
-# All that it may say. Another key could change what is due, unknown to us.
+# All keys of a description of RoPE. Another could change what is to be computed.
 ROPE_KEYS = {
   *('rope_type', 'type', 'rope_theta', 'partial_rotary_factor', 'finetuned'),
   *(key for keys in SCALING.values() for key in keys),
@@ -101,10 +101,11 @@ class Fields:
     keys = ('rope_parameters',) if local else ('rope_scaling', 'rope_parameters')
     key = next((key for key in keys if self.get(key)), keys[-1])
     said = self.get(key, {})
+    if kind and key == 'rope_parameters' and isinstance(said, dict):
+      said = said.get(kind) or {}
     if not isinstance(said, dict):
       raise self.wrong(key, said, 'an object')
     where = f'{self.where}: {key}'
-    said = (said.get(kind) or {}) if kind and key == 'rope_parameters' else said
     if unknown := set(said) - ROPE_KEYS:
       raise InputError(
         f'{where}: {min(unknown)} is unknown to this decoder. Choose another model.'
@@ -134,7 +135,7 @@ def scaled(rope: Fields, base: float, config: Fields) -> Rope:
   window = config.number('max_position_embeddings', 2048)
   # transformers lets the file's own go before.
   key = 'original_max_position_embeddings'
-  original = config.get(key) or rope.get(key, window)
+  original = config.number(key, rope.number(key, window))
   factor = rope.real('factor', window / original)
   yarn = kind == 'yarn'
   return Rope(
