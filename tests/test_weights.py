@@ -430,15 +430,14 @@ class TestSave:
     assert GenerationConfig.from_pretrained(tmp_path / 'plain').eos_token_id == 26
 
   def test_failure_leaves_nothing(self, tmp_path):
-    class Unsaved:
-      bos_token_id = eos_token_id = pad_token_id = 0
+    def full(folder):
+      raise OSError('disk full')
 
-      def save_pretrained(self, folder):
-        raise OSError('disk full')
-
+    tokenizer = small_tokenizer(eos_token='</s>')
+    tokenizer.save_pretrained = full
     params = pretrained.random_params(CONFIG)
     with pytest.raises(OSError, match='disk full'):
-      weights.save(tmp_path / 'model', FIELDS, params, tokenizer=Unsaved())
+      weights.save(tmp_path / 'model', FIELDS, params, tokenizer=tokenizer)
     assert list(tmp_path.iterdir()) == []
 
   def test_parameter_of_another_shape(self, tmp_path):
