@@ -32,7 +32,7 @@ def main(argv: list[str]) -> None:
   names = [c.model.name for c in configs]
   if len({*names}) > 1:
     raise InputError(f'The runs started from {names}; give runs from one model.')
-  model = pretrained.load(names[0])
+  model = pretrained.configured(configs[0].model)
   stored = 'data' in configs[0]
   data, encode = feeds.load_data(configs[0], model) if stored else (None, None)
   if not stored or len(data.test[0].completions) != 2:

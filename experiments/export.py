@@ -24,8 +24,9 @@ def main(argv: list[str]) -> None:
   if policy.adapters is None:
     raise InputError(f'{args.workdir} trained without LoRA; leave out --adapters.')
   low_rank, params = policy.adapters
-  lora.save(args.folder, policy.fields, params, low_rank, base=policy.name)
-  print(f'{args.folder}: adapter_config.json and adapter_model.safetensors.')
+  with_it = dict(base=policy.name, tokenizer=policy.tokenizer)
+  lora.save(args.folder, policy.fields, params, low_rank, **with_it)
+  print(f'{args.folder}: adapter_config.json, adapter_model.safetensors, tokenizer.')
 
 
 if __name__ == '__main__':

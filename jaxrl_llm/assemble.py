@@ -33,7 +33,7 @@ from jaxrl_llm import (
 )
 from jaxrl_llm.data.examples import Data
 from jaxrl_llm.evaluate import held_out
-from jaxrl_llm.models import pretrained
+from jaxrl_llm.models import lora, pretrained
 from jaxrl_llm.models.decoder import REMAT, Decoder
 from jaxrl_llm.ops import importance
 from jaxrl_llm.rollout import draw
@@ -66,7 +66,7 @@ def assemble(config) -> Run:
   """Every part of a run. Mistakes in the config are InputErrors."""
   sections.check(config)
   method = make_method(config)
-  model = pretrained.load(config.model.name)
+  model = pretrained.configured(config.model)
   mesh = make_mesh(config)
   text = make_text(config, model)
   adapters = initial.lora(config.model)
@@ -100,7 +100,8 @@ def assemble(config) -> Run:
   feed = feed._replace(source=feeds.laid_out(feed.source, config, mesh))
   feed = feeds.overlapped(feed, config, mesh)
   jax.eval_shape(update_step, state, specimen(config, feed, state))
-  told = (feed.source, feed.evaluate, feed.data, feed.scores)
+  report = [*lora.report(model.config, adapters), *feed.data.report]
+  told = (feed.source, feed.evaluate, feed.data._replace(report=report), feed.scores)
   return Run(state, update, *told, rates, mesh, model, feed.safety)
 
 

@@ -14,6 +14,7 @@ def default_config(name: str, method: str) -> config_dict.ConfigDict:
   c.seed = 0
   c.steps = 100
   c.model = dict(name='smollm2', dtype='float32', remat='none')
+  c.model.chat_template = ''  # A file with a jinja template; the tokenizer's own.
   c.model.ref = ''  # The reference; the policy at its birth (models/merging.py).
   c.model.dpo = ''  # The DPO policy of rto.
   c.model.critic = ''  # A run of a reward model, which the critic starts as.

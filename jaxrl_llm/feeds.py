@@ -19,7 +19,7 @@ from jaxrl_llm import (
 )
 from jaxrl_llm.data import chat, examples, lengths, order
 from jaxrl_llm.evaluate import held_out, stored
-from jaxrl_llm.models import pretrained
+from jaxrl_llm.models import pretrained, templates
 from jaxrl_llm.types import Batch, InputError, State
 
 
@@ -100,7 +100,8 @@ def load_data(config, model) -> tuple[examples.Data, examples.Encoder]:
   for split, part in (('training', data.train), ('held-out', data.test)):
     found = examples.check(part, encode, config.method.name)
     report += lengths.report(found, encode, split)
-  return data._replace(report=report), encode
+  digest = templates.worded(data.digest, config, model.tokenizer)
+  return data._replace(digest=digest, report=report), encode
 
 
 def drawing(config, data, encode) -> tuple[order.Index, Callable]:

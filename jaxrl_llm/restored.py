@@ -73,7 +73,7 @@ def network(workdir: str, role: str) -> Network:
   has = forward.roles(assemble.all_needs(method))['params']
   if role not in has:
     raise InputError(f'{workdir} trains {sorted(has)} and no {role}.')
-  model = pretrained.load(config.model.name)
+  model = pretrained.configured(config.model)
   low_rank = initial.lora(config.model)
   key = jax.random.key(0)  # Of heads that the checkpoint has.
   params = initial.role_tree(model.params(), role, method.heads, key)

@@ -1,5 +1,6 @@
 """LoRA: adapters alone are trained, over a base that is held once; PEFT's files."""
 
+import dataclasses
 import functools
 import json
 
@@ -286,6 +287,9 @@ def test_an_exported_run(tmp_path):
     (dict(peft_type='LOHA'), "peft_type is 'LOHA'"),
     (dict(use_dora=True), 'use_dora is True'),
     (dict(rank_pattern={'q': 2}), 'rank_pattern'),
+    (dict(init_lora_weights='pissa'), "init_lora_weights is 'pissa'"),
+    (dict(init_lora_weights='olora'), "init_lora_weights is 'olora'"),
+    (dict(a_new_kind=['q']), r"a_new_kind is \['q'\], which is not supported"),
   ],
 )
 def test_other_adapters_are_refused(tmp_path, change, words):
@@ -296,13 +300,21 @@ def test_other_adapters_are_refused(tmp_path, change, words):
     lora.load(tmp_path / 'a', TINY.fields, TINY.config)
 
 
+def test_what_peft_writes_of_plain_adapters_loads(tmp_path):
+  peft = pytest.importorskip('peft')
+  said = peft.LoraConfig(r=3, lora_alpha=6.0, init_lora_weights='gaussian').to_dict()
+  lora.save(tmp_path / 'a', TINY.fields, adapters(), LORA, base='tiny')
+  (tmp_path / 'a' / lora.CONFIG).write_text(json.dumps(said, default=str))
+  assert lora.load(tmp_path / 'a', TINY.fields, TINY.config)[0].rank == 3
+
+
 BASE = 'base_model_name_or_path'
 
 
-def peft_folder(folder, **change):
+def peft_folder(folder, tokenizer=None, **change):
   """Adapters of tiny in PEFT's files, with another description; the adapters."""
   extra = adapters()
-  lora.save(folder, TINY.fields, extra, LORA, base='tiny')
+  lora.save(folder, TINY.fields, extra, LORA, base='tiny', tokenizer=tokenizer)
   path = folder / lora.CONFIG
   path.write_text(json.dumps(json.loads(path.read_text()) | change))
   return extra
@@ -315,10 +327,9 @@ def test_a_folder_of_adapters_is_a_model(tmp_path, base):
     weights.save(
       tmp_path / 'base', TINY.fields, TINY.params(), tokenizer=TINY.tokenizer
     )
-  extra = peft_folder(tmp_path / 'a', **{BASE: base.format(folder=tmp_path)})
   own = pretrained.load('tiny').tokenizer
   own.chat_template = 'of the adapters'
-  own.save_pretrained(tmp_path / 'a')
+  extra = peft_folder(tmp_path / 'a', own, **{BASE: base.format(folder=tmp_path)})
   found = pretrained.load(str(tmp_path / 'a'))
   want = lora.merge(TINY.params(), extra, LORA)
   jax.tree.map(np.testing.assert_array_equal, found.params(), want)
@@ -367,6 +378,26 @@ def test_adapters_of_some_layers_are_refused(tmp_path, layer):
 def test_targets_that_match_nothing():
   with pytest.raises(InputError, match=r"targets='query' matches no matrix; .* q, "):
     lora.targets(TINY.config, Lora(2, 4.0, 'query'))
+
+
+@pytest.mark.parametrize(
+  ('experts', 'targets', 'words'),
+  [
+    (0, 'q|k|v|o|gate|up|down', []),
+    (0, 'q|v', ['LoRA adapts q, v; not down, gate, k, o, up.']),
+    (
+      4,
+      'q|k|v|o|gate|up|down',
+      [
+        'LoRA adapts k, o, q, v; not router; not the experts (down, gate, up), which '
+        'cannot be.'
+      ],
+    ),
+  ],
+)
+def test_matrices_without_adapters_are_named(experts, targets, words):
+  config = dataclasses.replace(TINY.config, experts=experts, experts_per_token=2)
+  assert lora.report(config, Lora(2, 4.0, targets)) == words
 
 
 def test_a_fused_matrix_has_no_peft_adapter(tmp_path):

@@ -17,10 +17,11 @@ import pytest
 import runs
 import safetensors.numpy
 import tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerFast
 
 from jaxrl_llm.models import config_json, gguf, pretrained, weights
 from jaxrl_llm.models.config import DecoderConfig, Rope
+from jaxrl_llm.models.families import FAMILIES
 from jaxrl_llm.types import InputError
 
 CONFIG = DecoderConfig(
@@ -158,6 +159,97 @@ class TestFolder:
     )
 
 
+SIZES = {
+  'vocab_size': 16,
+  'hidden_size': 64,
+  'intermediate_size': 8,
+  'num_hidden_layers': 4,
+  'num_attention_heads': 32,
+  'pad_token_id': 0,
+}
+EXPERTS = {'moe_intermediate_size': 8, 'num_experts': 4, 'num_experts_per_tok': 2}
+
+
+@pytest.mark.parametrize('more', [{}, {'use_sliding_window': True}])
+@pytest.mark.parametrize('family', FAMILIES)
+def test_absent_keys_are_read_as_transformers_reads_them(family, more):
+  """A config that says least, and the same as transformers writes it out."""
+  least = {'model_type': family, **SIZES, **more}
+  least |= EXPERTS if family == 'qwen3_moe' else {}
+  if keys := FAMILIES[family].keys:
+    least = {keys.get(k, k): v for k, v in least.items()}
+  written = AutoConfig.for_model(**least).to_dict()
+  assert config_json.decoder(least, 'a') == config_json.decoder(written, 'b')
+
+
+def of_family(family, **change):
+  said = {'model_type': family, **SIZES, **EXPERTS}
+  return {FAMILIES[family].keys.get(k, k): v for k, v in said.items()} | change
+
+
+def read_config(family, **change):
+  return config_json.decoder(of_family(family, **change), 'config.json')
+
+
+def test_null_is_not_absent():
+  caps = ('attn_logit_softcapping', 'final_logit_softcapping')
+  found = read_config('gemma2', **dict.fromkeys(caps))
+  assert (found.attention_cap, found.logit_cap) == (0, 0)
+  assert read_config('mistral').windows == (4096,) * 4
+  assert read_config('mistral', sliding_window=None).windows == ()
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_what_is_not_computed_is_refused_where_it_is_falsy_too(family):
+  for key, value in FAMILIES[family].only.items():
+    allowed = value if isinstance(value, tuple) else (value,)
+    for other in (x for x in (False, True, '', [], 3) if x not in allowed):
+      with pytest.raises(InputError, match=f'{key} is '):
+        read_config(family, **{key: other})
+    for same in (*allowed, None):
+      read_config(family, **{key: same})
+
+
+ROPES = {  # What is said, and the (kind, gain, rounded) that are due.
+  'dynamic': ({'type': 'dynamic', 'factor': 2.0}, ('default', 1.0, True)),
+  'linear': ({'type': 'linear', 'factor': 2, 'attention_factor': 3}, ('linear', 1, 1)),
+  'yarn': ({'type': 'yarn', 'factor': 4.0}, ('yarn', 0.1 * np.log(4) + 1, True)),
+  'one': ({'type': 'yarn', 'factor': 4.0, 'mscale': 0.7}, ('yarn', 1.138629, True)),
+  'null': ({'type': 'yarn', 'factor': 1.0, 'truncate': None}, ('yarn', 1.0, False)),
+}
+
+
+@pytest.mark.parametrize('case', ROPES)
+def test_scaled_rope(case):
+  said, (kind, gain, rounded) = ROPES[case]
+  found = read_config('llama', rope_scaling=said).rope
+  assert (found.kind, found.rounded) == (kind, rounded)
+  assert found.gain == pytest.approx(gain, rel=1e-6)
+
+
+def test_longrope_stays_inside_its_window_in_every_family():
+  said = {'type': 'longrope', 'short_factor': [1.0], 'factor': 4.0}
+  said['original_max_position_embeddings'] = 512
+  assert read_config('llama', rope_scaling=said).max_positions == 512
+  # transformers lets the file's own number go before.
+  outer = read_config('llama', rope_scaling=said, original_max_position_embeddings=99)
+  assert (outer.max_positions, outer.rope.original) == (99, 99)
+
+
+def test_a_window_of_rope_that_is_no_number():
+  key = 'original_max_position_embeddings'
+  said = {'type': 'yarn', 'factor': 4.0, key: '64'}
+  with pytest.raises(InputError, match=f"rope_scaling: {key} is '64'; an integer"):
+    read_config('llama', rope_scaling=said)
+
+
+@pytest.mark.parametrize('key', ['short_mscale', 'full_attention', 'mrope_section'])
+def test_an_unknown_key_of_rope_is_refused(key):
+  said = {'rope_type': 'default', key: {}}
+  with pytest.raises(InputError, match=f'rope_parameters: {key} is unknown'):
+    read_config('llama', rope_parameters=said)
+
+
 CONFIG_ERRORS = {
   'model_type': 'mamba',
   'hidden_act': 'gelu',
@@ -165,7 +257,7 @@ CONFIG_ERRORS = {
   'mlp_bias': 'yes',
   'attention_dropout': 0.1,
   'quantization_config': {'bits': 4},
-  'rope_scaling': {'type': 'dynamic', 'factor': 2.0},
+  'rope_scaling': {'type': 'ntk', 'factor': 2.0},
   'rope_parameters': {'rope_type': 'llama3', 'rope_theta': 10000.0},
   'tie_word_embeddings': 'no',
   'vocab_size': 0,
@@ -322,16 +414,30 @@ class TestSave:
       weights.save(folder, FIELDS, pretrained.random_params(CONFIG, seed=1))
     assert (folder / weights.FILE).read_bytes() == before
 
+  def test_transformers_generates_to_the_end_of_a_turn(self, tmp_path):
+    template = '{% for m in messages %}{{ m.content }}<|eot_id|>{% endfor %}'
+    ends = {'eos_token': '</s>', 'unk_token': '<|eot_id|>'}
+    for name, given in (('chat', template), ('plain', None)):
+      tokenizer = small_tokenizer(given, **ends)
+      config = dataclasses.replace(CONFIG, vocab=len(tokenizer))
+      values = config_json.llama(config) | {'eos_token_id': 5}
+      params = pretrained.random_params(config)
+      weights.save(tmp_path / name, values, params, tokenizer=tokenizer)
+    whole = [26, 27]
+    assert AutoConfig.from_pretrained(tmp_path / 'chat').eos_token_id == whole
+    found = GenerationConfig.from_pretrained(tmp_path / 'chat')
+    assert (found.eos_token_id, found.pad_token_id) == (whole, tokenizer.pad_token_id)
+    assert GenerationConfig.from_pretrained(tmp_path / 'plain').eos_token_id == 26
+
   def test_failure_leaves_nothing(self, tmp_path):
-    class Unsaved:
-      bos_token_id = eos_token_id = pad_token_id = 0
+    def full(folder):
+      raise OSError('disk full')
 
-      def save_pretrained(self, folder):
-        raise OSError('disk full')
-
+    tokenizer = small_tokenizer(eos_token='</s>')
+    tokenizer.save_pretrained = full
     params = pretrained.random_params(CONFIG)
     with pytest.raises(OSError, match='disk full'):
-      weights.save(tmp_path / 'model', FIELDS, params, tokenizer=Unsaved())
+      weights.save(tmp_path / 'model', FIELDS, params, tokenizer=tokenizer)
     assert list(tmp_path.iterdir()) == []
 
   def test_parameter_of_another_shape(self, tmp_path):

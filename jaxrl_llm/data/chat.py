@@ -227,7 +227,7 @@ def check_said(message: dict, words: str, turn: int, ends: Iterable[str]) -> Non
     raise InputError(
       f'the chat template leaves out something of message {turn} of the completion, '
       f'of which it says {words[:80]!r}. It would not be learned; take it out of the '
-      'data, or set another tokenizer.chat_template.'
+      'data, or set config.model.chat_template.'
     )
 
 
@@ -238,7 +238,7 @@ def check_calls(message: dict, words: str, turn: int) -> None:
       raise InputError(
         f'the chat template does not show the tool calls of message {turn} of the '
         f'completion, of which it says {words[:80]!r}. Put the call of {name!r} into '
-        'the content as text, or set another tokenizer.chat_template.'
+        'the content as text, or set config.model.chat_template.'
       )
 
 
@@ -254,6 +254,7 @@ def rest(start: str, whole: str, turn: int) -> str:
     raise InputError(
       f'the chat template rewrites what came before message {turn} of the completion, '
       'so its tokens have no place of their own. Put all but the last assistant '
-      'message into the prompt.'
+      'message into the prompt, or give a template that keeps what it has said '
+      '(config.model.chat_template).'
     )
   return whole[len(start) :]

@@ -14,6 +14,7 @@ class Rope:
   high: float = 4.0  # llama3: high_freq_factor; yarn: beta_fast.
   original: int = 0  # Positions of the pre-training, where scaling refers to them.
   divisors: tuple[float, ...] = ()  # longrope: one per frequency.
+  rounded: bool = True  # yarn: whether the ramp's ends are whole pairs.
   gain: float = 1.0  # Multiplies sine and cosine.
 
 

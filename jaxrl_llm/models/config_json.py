@@ -4,6 +4,7 @@ import difflib
 from pathlib import Path
 from typing import Any
 
+from jaxrl_llm.models import endings
 from jaxrl_llm.models.config import DecoderConfig
 from jaxrl_llm.models.families import FAMILIES
 from jaxrl_llm.models.fields import Fields
@@ -25,12 +26,13 @@ def decoder(values: dict[str, Any], where: Path | str) -> DecoderConfig:
     )
   family = FAMILIES[kind]
   for key, value in {'quantization_config': None, **family.only}.items():
-    if (values.get(key) or value) != value:
+    allowed = value if isinstance(value, tuple) else (value,)
+    if values.get(key) is not None and values[key] not in allowed:
       raise InputError(
-        f'{where}: {key} is {values[key]!r}; this decoder computes {value!r} only. '
-        'Choose another model.'
+        f'{where}: {key} is {values[key]!r}; this decoder computes '
+        f'{" and ".join(map(repr, allowed))} only. Choose another model.'
       )
-  fields = Fields(values, where, family.keys)
+  fields = Fields(values, where, family.keys, family.defaults)
   options = family.options(fields)
   return checked(DecoderConfig(**(common(fields, options) | options)), where)
 
@@ -39,6 +41,10 @@ def common(f: Fields, options: dict[str, Any]) -> dict[str, Any]:
   """What nearly every family says alike; `options` go before."""
   width, heads = f.number('hidden_size'), f.number('num_attention_heads')
   kept = lambda key, read: {} if key in options else {key: read()}
+  rope = options['rope']
+  # Past the pre-trained window every frequency changes at once; we stay inside it.
+  inside = rope is not None and rope.kind == 'longrope'
+  window = rope.original if inside else f.number('max_position_embeddings', 2048)
   return {
     'vocab': f.number('vocab_size'),
     'width': width,
@@ -46,7 +52,7 @@ def common(f: Fields, options: dict[str, Any]) -> dict[str, Any]:
     'heads': heads,
     'kv_heads': f.number('num_key_value_heads', heads),
     'tied': f.flag('tie_word_embeddings'),
-    'max_positions': f.number('max_position_embeddings', 2048),
+    'max_positions': window,
     **kept('mlp_width', lambda: f.number('intermediate_size')),
     **kept('head_dim', lambda: f.number('head_dim', width // heads)),
     **kept('norm_eps', lambda: f.real('rms_norm_eps', 1e-6)),
@@ -97,12 +103,16 @@ def llama(config: DecoderConfig) -> dict[str, Any]:
 
 def stored(values: dict[str, Any], tokenizer=None) -> dict[str, Any]:
   """What an export's `config.json` says: float32, and the tokenizer's special ids."""
-  ids = {}
-  if tokenizer is not None:
-    ids = {
-      'bos_token_id': tokenizer.bos_token_id,
-      'eos_token_id': tokenizer.eos_token_id,
-      'pad_token_id': tokenizer.pad_token_id,
-    }
+  ids = {} if tokenizer is None else special_ids(tokenizer)
   kept = {k: v for k, v in values.items() if k not in ('dtype', 'torch_dtype')}
   return kept | {'torch_dtype': 'float32'} | ids
+
+
+def special_ids(tokenizer) -> dict[str, int | list[int] | None]:
+  """Ids as transformers' files name them; all that end a completion are EOS there."""
+  first, *others = endings.stop_ids(tokenizer)
+  return {
+    'bos_token_id': tokenizer.bos_token_id,
+    'eos_token_id': [first, *others] if others else first,
+    'pad_token_id': tokenizer.pad_token_id,
+  }

@@ -6,19 +6,8 @@ A row of `FAMILIES` is all there is to a family. Nothing else in the package kno
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from jaxrl_llm.models import names
 from jaxrl_llm.models.fields import Fields
-
-
-class Names(NamedTuple):
-  """A leaf of our tree and its tensor in a Hugging Face file.
-
-  `hf` has {} for the layer and {expert} for the expert. Leaves with one `hf` lie side
-  by side in one stored tensor, in the order of the table.
-  """
-
-  path: tuple[str, ...]
-  hf: str
-  transpose: bool  # They store [out, in], we store [in, out].
 
 
 class Family(NamedTuple):
@@ -27,110 +16,22 @@ class Family(NamedTuple):
   models: str  # Which it covers, for a reader.
   differs: str  # From Llama, for a reader.
   options: Callable[[Fields], dict[str, Any]]
-  names: tuple[Names, ...]
-  # config.json keys with the one value that this decoder computes.
+  names: tuple[names.Names, ...]
+  # config.json keys with the value, or the tuple of values, that this decoder computes.
   only: dict[str, Any] = {}
   # Their names of the keys that the others share.
   keys: dict[str, str] = {}
-
-
-# ---- Tensors -------------------------------------------------------------------------
-
-HEAD = (
-  Names(('embed',), 'model.embed_tokens.weight', False),
-  Names(('final_norm',), 'model.norm.weight', False),
-  Names(('head',), 'lm_head.weight', True),
-)
-ATTENTION = {f'self_attn.{x}_proj': x for x in 'qkvo'}
-GATED = {f'mlp.{x}_proj': x for x in ('gate', 'up', 'down')}
-NORMS = {'input_layernorm': 'attn_norm', 'post_attention_layernorm': 'mlp_norm'}
-POST_NORMS = {
-  'post_attention_layernorm': 'attn_post_norm',
-  'post_feedforward_layernorm': 'mlp_post_norm',
-}
-SANDWICH = {
-  'input_layernorm': 'attn_norm',
-  'pre_feedforward_layernorm': 'mlp_norm',
-  **POST_NORMS,
-}
-QK_NORMS = {'self_attn.q_norm': 'q_norm', 'self_attn.k_norm': 'k_norm'}
-
-
-def layer(matrices: dict[str, str], norms: dict[str, str], biases=()):
-  """Rows for the weights of a layer, by its module names: {theirs: ours}."""
-  prefix = 'model.layers.{}.'
-  return (
-    *(
-      Names(('layers', our), f'{prefix}{hf}.weight', True)
-      for hf, our in matrices.items()
-    ),
-    *(
-      Names(('layers', our), f'{prefix}{hf}.weight', False) for hf, our in norms.items()
-    ),
-    *(
-      Names(('layers', f'{our}_bias'), f'{prefix}{hf}.bias', False)
-      for hf, our in matrices.items()
-      if our in biases
-    ),
-  )
-
-
-LLAMA = HEAD + layer(ATTENTION | GATED, NORMS, biases=(*'qkvo', 'gate', 'up', 'down'))
-MOE = (
-  *HEAD,
-  *layer(ATTENTION | {'mlp.gate': 'router'}, NORMS | QK_NORMS),
-  *(
-    Names(
-      ('layers', x), f'model.layers.{{}}.mlp.experts.{{expert}}.{x}_proj.weight', True
-    )
-    for x in ('gate', 'up', 'down')
-  ),
-)
-PHI3 = (
-  *HEAD,
-  *layer({'self_attn.o_proj': 'o', 'mlp.down_proj': 'down'}, NORMS),
-  *(
-    Names(('layers', x), 'model.layers.{}.self_attn.qkv_proj.weight', True)
-    for x in 'qkv'
-  ),
-  *(
-    Names(('layers', x), 'model.layers.{}.mlp.gate_up_proj.weight', True)
-    for x in ('gate', 'up')
-  ),
-)
-
-
-def gpt2_names() -> tuple[Names, ...]:
-  """Conv1D stores [in, out]; q, k and v are one tensor; every matrix has a bias."""
-  modules = {
-    **dict.fromkeys('qkv', 'attn.c_attn'),
-    'o': 'attn.c_proj',
-    'up': 'mlp.c_fc',
-    'down': 'mlp.c_proj',
-    'attn_norm': 'ln_1',
-    'mlp_norm': 'ln_2',
-  }
-  rows = [
-    Names(('embed',), 'transformer.wte.weight', False),
-    Names(('position',), 'transformer.wpe.weight', False),
-    Names(('final_norm',), 'transformer.ln_f.weight', False),
-    Names(('final_norm_bias',), 'transformer.ln_f.bias', False),
-    Names(('head',), 'lm_head.weight', True),
-  ]
-  for our, hf in modules.items():
-    prefix = f'transformer.h.{{}}.{hf}'
-    rows.append(Names(('layers', our), f'{prefix}.weight', False))
-    rows.append(Names(('layers', f'{our}_bias'), f'{prefix}.bias', False))
-  return tuple(rows)
-
-
-# ---- Options -------------------------------------------------------------------------
+  # What an absent key means to transformers, where null, or a Llama, means another.
+  defaults: dict[str, Any] = {}
 
 
 def llama(f: Fields) -> dict[str, Any]:
-  attention = tuple('qkvo') if f.flag('attention_bias') else ()
   mlp = ('gate', 'up', 'down') if f.flag('mlp_bias') else ()
-  return {'rope': f.rope(), 'biases': attention + mlp}
+  return {'rope': f.rope(), 'biases': (*attention_biases(f), *mlp)}
+
+
+def attention_biases(f: Fields) -> tuple[str, ...]:
+  return tuple('qkvo') if f.flag('attention_bias') else ()
 
 
 def smollm3(f: Fields) -> dict[str, Any]:
@@ -139,12 +40,12 @@ def smollm3(f: Fields) -> dict[str, Any]:
   default = [int((i + 1) % every != 0) for i in range(count)]
   turns = f.list('no_rope_layers', default)
   no_rope = tuple(i for i in range(count) if not turns[i])
-  windows = f.windows() if f.flag('use_sliding_window') else ()
+  kinds = ['full_attention' if turns[i] else 'sliding_attention' for i in f.layers()]
+  windows = f.windows(default=kinds) if f.flag('use_sliding_window') else ()
   return llama(f) | {
     'rope': f.rope(default=2e6),
     'no_rope': no_rope,
     'windows': windows,
-    'tied': f.flag('tie_word_embeddings', True),
   }
 
 
@@ -167,13 +68,13 @@ def qwen3(f: Fields) -> dict[str, Any]:
     'rope': f.rope(),
     'windows': qwen_windows(f),
     'norms': ('attn_norm', 'mlp_norm', 'q_norm', 'k_norm'),
-    'head_dim': f.number('head_dim', 128),
-    'biases': tuple('qkvo') if f.flag('attention_bias') else (),
+    'biases': attention_biases(f),
   }
 
 
 def qwen3_moe(f: Fields) -> dict[str, Any]:
   return qwen3(f) | {
+    'windows': f.windows(everywhere=True) if f.flag('use_sliding_window') else (),
     'mlp_width': f.number('moe_intermediate_size'),
     'experts': f.number('num_experts', f.get('num_local_experts')),
     'experts_per_token': f.number('num_experts_per_tok'),
@@ -186,8 +87,7 @@ def gemma2(f: Fields) -> dict[str, Any]:
   return gemma(f) | {
     'rope': f.rope(),
     'windows': f.windows(default=kinds),
-    'attention_cap': f.real('attn_logit_softcapping', 50.0),
-    'logit_cap': f.real('final_logit_softcapping', 30.0),
+    'attention_cap': f.real('attn_logit_softcapping', 0.0),
   }
 
 
@@ -202,45 +102,39 @@ def gemma3(f: Fields) -> dict[str, Any]:
     'local_rope': f.rope(default=1e4, kind='sliding_attention'),
     'windows': f.windows(default=kinds),
     'norms': (*options['norms'], 'q_norm', 'k_norm'),
-    'attention_cap': f.real('attn_logit_softcapping', 0.0),
-    'logit_cap': f.real('final_logit_softcapping', 0.0),
   }
 
 
 def gemma(f: Fields) -> dict[str, Any]:
   """What Gemma 2 and 3 share."""
   return {
-    'norms': tuple(SANDWICH.values()),
+    'norms': tuple(names.SANDWICH.values()),
     'norm_offset': 1.0,
+    'biases': attention_biases(f),
     'activation': 'gelu_tanh',
-    'head_dim': f.number('head_dim', 256),
     'embed_scale': f.number('hidden_size') ** 0.5,
     'query_scale': f.real('query_pre_attn_scalar', 256.0) ** -0.5,
-    'tied': f.flag('tie_word_embeddings', True),
+    'logit_cap': f.real('final_logit_softcapping', 0.0),
   }
 
 
 def olmo2(f: Fields) -> dict[str, Any]:
   return {
     'rope': f.rope(),
-    'norms': (*POST_NORMS.values(), 'q_norm', 'k_norm'),
-    'norm_eps': f.real('rms_norm_eps', 1e-5),
+    'norms': (*names.POST_NORMS.values(), 'q_norm', 'k_norm'),
+    'biases': attention_biases(f),
     'qk_norm_wide': True,
   }
 
 
 def phi3(f: Fields) -> dict[str, Any]:
-  rope = f.rope()
   head_dim = f.number(
     'head_dim', f.number('hidden_size') // f.number('num_attention_heads')
   )
-  # Past the pre-trained window every frequency changes at once; we stay inside it.
-  window = {'max_positions': rope.original} if rope.kind == 'longrope' else {}
-  return window | {
-    'rope': rope,
+  return {
+    'rope': f.rope(),
     'rotary': int(head_dim * f.rotary_share()),
     'windows': f.windows(everywhere=True),
-    'norm_eps': f.real('rms_norm_eps', 1e-5),
   }
 
 
@@ -250,80 +144,124 @@ def gpt2(f: Fields) -> dict[str, Any]:
     'rope': None,
     'mlp_width': f.number('n_inner', 4 * width),
     'norm': 'layer',
-    'norm_eps': f.real('layer_norm_epsilon', 1e-5),
     'biases': (*'qkvo', 'up', 'down'),
     'activation': 'gelu_tanh',
     'gated': False,
-    'tied': f.flag('tie_word_embeddings', True),
   }
 
 
-SILU = {'hidden_act': 'silu', 'attention_dropout': 0.0}
+SILU = {'hidden_act': ('silu', 'swish'), 'attention_dropout': 0.0}
 GELU = {
   'hidden_activation': 'gelu_pytorch_tanh',
-  'attention_bias': False,
   'attention_dropout': 0.0,
   'use_bidirectional_attention': False,
 }
-NO_BIAS = {'attention_bias': False}
+QWEN = {
+  'num_key_value_heads': 32,
+  'max_position_embeddings': 2**15,
+  'sliding_window': 4096,
+}
+GEMMA = {
+  'num_key_value_heads': 4,
+  'head_dim': 256,
+  'sliding_window': 4096,
+  'tie_word_embeddings': True,
+}
 FAMILIES = {
   'llama': Family(
-    'Llama 2, 3, 3.x; SmolLM, SmolLM2', 'it is the base', llama, LLAMA, SILU
+    'Llama 2, 3, 3.x; SmolLM, SmolLM2', 'it is the base', llama, names.LLAMA, SILU
   ),
   'smollm3': Family(
-    'SmolLM3', 'layers without position embedding', smollm3, LLAMA, SILU
+    'SmolLM3',
+    'layers without position embedding',
+    smollm3,
+    names.LLAMA,
+    SILU,
+    defaults={
+      'num_key_value_heads': 4,
+      'max_position_embeddings': 2**15,
+      'tie_word_embeddings': True,
+    },
   ),
-  'mistral': Family('Mistral 7B', 'sliding window', mistral, LLAMA, SILU),
-  'qwen2': Family('Qwen2, Qwen2.5', 'bias on q, k, v', qwen2, LLAMA, SILU),
+  'mistral': Family(
+    'Mistral 7B',
+    'sliding window',
+    mistral,
+    names.LLAMA,
+    SILU,
+    defaults={
+      'num_key_value_heads': 8,
+      'max_position_embeddings': 2**17,
+      'sliding_window': 4096,
+    },
+  ),
+  'qwen2': Family(
+    'Qwen2, Qwen2.5', 'bias on q, k, v', qwen2, names.LLAMA, SILU, defaults=QWEN
+  ),
   'qwen3': Family(
     'Qwen3',
     'norm on each query and key head',
     qwen3,
-    HEAD + layer(ATTENTION | GATED, NORMS | QK_NORMS, biases='qkvo'),
+    names.QWEN3,
     SILU,
+    defaults=QWEN | {'head_dim': 128},
   ),
   'qwen3_moe': Family(
     'Qwen3 MoE',
-    'experts, none dropped',
+    'experts, none dropped, in every layer (no `mlp_only_layers`)',
     qwen3_moe,
-    MOE,
-    SILU | NO_BIAS | {'decoder_sparse_step': 1, 'mlp_only_layers': []},
+    names.MOE,
+    SILU | {'decoder_sparse_step': 1, 'mlp_only_layers': []},
+    defaults=QWEN | {'num_key_value_heads': 4},
   ),
   'gemma2': Family(
     'Gemma 2',
     'soft caps, norms before and after, alternating windows, scaled embedding, GeGLU',
     gemma2,
-    HEAD + layer(ATTENTION | GATED, SANDWICH),
+    names.GEMMA2,
     GELU,
+    defaults=GEMMA
+    | {
+      'max_position_embeddings': 2**13,
+      'attn_logit_softcapping': 50.0,
+      'final_logit_softcapping': 30.0,
+    },
   ),
   'gemma3_text': Family(
     'Gemma 3 270M and 1B (text)',
     'as Gemma 2, with norms on heads and another RoPE in windows in place of caps',
     gemma3,
-    HEAD + layer(ATTENTION | GATED, SANDWICH | QK_NORMS),
-    GELU,
+    names.GEMMA3,
+    GELU | {'attn_logit_softcapping': None},  # transformers reads it, for nothing.
+    defaults=GEMMA | {'max_position_embeddings': 2**17},
   ),
   'olmo2': Family(
     'OLMo 2',
     'norms after each part, norm over all query and key heads',
     olmo2,
-    HEAD + layer(ATTENTION | GATED, POST_NORMS | QK_NORMS),
-    SILU | NO_BIAS,
+    names.OLMO2,
+    SILU,
+    defaults={'rms_norm_eps': 1e-5},
   ),
   'phi3': Family(
     'Phi-3, Phi-3.5, Phi-4, Phi-4-mini',
     'fused matrices, partial RoPE; LongRoPE inside the pre-trained window only',
     phi3,
-    PHI3,
+    names.PHI3,
     SILU | {'resid_pdrop': 0.0, 'embd_pdrop': 0.0},
+    defaults={
+      'max_position_embeddings': 4096,
+      'original_max_position_embeddings': 4096,
+      'rms_norm_eps': 1e-5,
+    },
   ),
   'gpt2': Family(
     'GPT-2, DistilGPT2',
     'learned positions, LayerNorm, biases, no gate; its dropout is left out',
     gpt2,
-    gpt2_names(),
+    names.GPT2,
     {
-      'activation_function': 'gelu_new',
+      'activation_function': ('gelu_new', 'gelu_pytorch_tanh'),
       'scale_attn_weights': True,
       'scale_attn_by_inverse_layer_idx': False,
       'add_cross_attention': False,
@@ -333,6 +271,12 @@ FAMILIES = {
       'num_hidden_layers': 'n_layer',
       'num_attention_heads': 'n_head',
       'max_position_embeddings': 'n_positions',
+      'rms_norm_eps': 'layer_norm_epsilon',
+    },
+    {
+      'max_position_embeddings': 1024,
+      'rms_norm_eps': 1e-5,
+      'tie_word_embeddings': True,
     },
   ),
 }

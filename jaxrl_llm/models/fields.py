@@ -13,6 +13,7 @@ from jaxrl_llm.types import InputError
 SCALING = {
   'default': (),
   'linear': ('factor',),
+  'dynamic': ('factor',),
   'llama3': (
     'factor',
     'low_freq_factor',
@@ -22,18 +23,29 @@ SCALING = {
   'yarn': ('factor',),
   'longrope': ('short_factor',),
 }
+# All keys of a description of RoPE. Another could change what is to be computed.
+ROPE_KEYS = {
+  *('rope_type', 'type', 'rope_theta', 'partial_rotary_factor', 'finetuned'),
+  *(key for keys in SCALING.values() for key in keys),
+  *('beta_fast', 'beta_slow', 'attention_factor', 'mscale', 'mscale_all_dim'),
+  *('truncate', 'long_factor'),
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Fields:
-  """The keys of a file. A key that is absent or null has the default."""
+  """The keys of a file. One that is absent may have a default in `defaults`.
+
+  One that is null, or absent without such a default, has that of the method's call.
+  """
 
   values: dict[str, Any]
   where: Path | str
   keys: dict[str, str] = dataclasses.field(default_factory=dict)  # Name -> theirs.
+  defaults: dict[str, Any] = dataclasses.field(default_factory=dict)
 
   def get(self, key: str, default=None):
-    value = self.values.get(self.keys.get(key, key))
+    value = self.values.get(self.keys.get(key, key), self.defaults.get(key))
     return default if value is None else value
 
   def number(self, key: str, default: int | None = None, *, lowest: int = 1) -> int:
@@ -89,11 +101,16 @@ class Fields:
     keys = ('rope_parameters',) if local else ('rope_scaling', 'rope_parameters')
     key = next((key for key in keys if self.get(key)), keys[-1])
     said = self.get(key, {})
+    if kind and key == 'rope_parameters' and isinstance(said, dict):
+      said = said.get(kind) or {}
     if not isinstance(said, dict):
       raise self.wrong(key, said, 'an object')
-    said = (said.get(kind) or {}) if kind in said else said
-    found = {k: v for k, v in said.items() if not isinstance(v, dict)}
-    return scaled(Fields(found, f'{self.where}: {key}'), base, self)
+    where = f'{self.where}: {key}'
+    if unknown := set(said) - ROPE_KEYS:
+      raise InputError(
+        f'{where}: {min(unknown)} is unknown to this decoder. Choose another model.'
+      )
+    return scaled(Fields(said, where, defaults={'truncate': True}), base, self)
 
   def rotary_share(self) -> float:
     """The share of a head's dimensions that turn."""
@@ -114,10 +131,11 @@ def scaled(rope: Fields, base: float, config: Fields) -> Rope:
     raise rope.wrong('rope_type', kind, f'one of {", ".join(SCALING)}')
   if missing := [key for key in SCALING[kind] if rope.get(key) is None]:
     raise InputError(f'{rope.where} of type {kind} lacks {", ".join(missing)}.')
+  kind = {'dynamic': 'default'}.get(kind, kind)  # It differs past the window only.
   window = config.number('max_position_embeddings', 2048)
-  original = rope.get('original_max_position_embeddings') or config.get(
-    'original_max_position_embeddings', window
-  )
+  # transformers lets the file's own go before.
+  key = 'original_max_position_embeddings'
+  original = config.number(key, rope.number(key, window))
   factor = rope.real('factor', window / original)
   yarn = kind == 'yarn'
   return Rope(
@@ -128,19 +146,23 @@ def scaled(rope: Fields, base: float, config: Fields) -> Rope:
     high=rope.real('beta_fast' if yarn else 'high_freq_factor', 32.0 if yarn else 4.0),
     original=original if kind != 'default' else 0,
     divisors=tuple(map(float, rope.get('short_factor', ()))),
-    gain=rope.real('attention_factor', gain(kind, factor, original)),
+    rounded=rope.flag('truncate'),
+    gain=gain(rope, kind, factor, original),
   )
 
 
-def gain(kind: str, factor: float, original: int) -> float:
+def gain(rope: Fields, kind: str, factor: float, original: int) -> float:
   """What scaling multiplies sine and cosine by, unless the file says otherwise."""
-  if factor <= 1:
+  if kind not in ('yarn', 'longrope'):
     return 1.0
-  if kind == 'yarn':
-    return 0.1 * math.log(factor) + 1.0
-  if kind == 'longrope':
-    return math.sqrt(1 + math.log(factor) / math.log(original))
-  return 1.0
+  derived = 1.0
+  if factor > 1 and kind == 'yarn':
+    grown = lambda scale: 0.1 * scale * math.log(factor) + 1.0
+    above, below = rope.real('mscale', 0.0), rope.real('mscale_all_dim', 0.0)
+    derived = grown(above) / grown(below) if above and below else grown(1.0)
+  elif factor > 1:
+    derived = math.sqrt(1 + math.log(factor) / math.log(original))
+  return rope.real('attention_factor', derived)
 
 
 def read_json(path: Path) -> dict[str, Any]:

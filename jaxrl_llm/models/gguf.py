@@ -10,8 +10,8 @@ import numpy as np
 
 from jaxrl_llm.models import config_json, weights
 from jaxrl_llm.models.config import DecoderConfig, Rope
-from jaxrl_llm.models.families import Names
 from jaxrl_llm.models.fields import Fields
+from jaxrl_llm.models.names import Names
 from jaxrl_llm.models.weights import Stored
 from jaxrl_llm.types import InputError
 

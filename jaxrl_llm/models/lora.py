@@ -16,12 +16,29 @@ import safetensors.numpy
 
 from jaxrl_llm.models import fields, weights
 from jaxrl_llm.models.config import DecoderConfig, Lora
-from jaxrl_llm.models.families import FAMILIES, Names
+from jaxrl_llm.models.families import FAMILIES
+from jaxrl_llm.models.names import Names
 from jaxrl_llm.types import Array, InputError, Params
 
 A, B = '_lora_a', '_lora_b'
 CONFIG, FILE = 'adapter_config.json', 'adapter_model.safetensors'
+# Keys of adapter_config.json and what they may be; the first is what absence means.
+ALLOWED = {
+  'peft_type': ('LORA',),
+  'bias': ('none',),
+  # Other ways to begin (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) change the base as well.
+  'init_lora_weights': (True, False, None, 'gaussian', 'eva', 'orthogonal'),
+}
+# Read here, seen in the tensors, or of training alone. All others must say nothing.
+KNOWN = {
+  *ALLOWED,
+  *('r', 'lora_alpha', 'base_model_name_or_path', 'target_modules', 'exclude_modules'),
+  *('fan_in_fan_out', 'layers_to_transform', 'layers_pattern', 'task_type'),
+  *('lora_dropout', 'inference_mode', 'auto_mapping', 'peft_version', 'eva_config'),
+  *('megatron_core', 'qalora_group_size', 'ensure_weight_tying'),
+}
 PREFIX = 'base_model.model.'
+MERGE = 'Merge the adapters into their base with PEFT, and load that model.'
 
 
 def targets(config: DecoderConfig, lora: Lora) -> list[str]:
@@ -37,6 +54,21 @@ def targets(config: DecoderConfig, lora: Lora) -> list[str]:
       f'{", ".join(sorted(dense))}.'
     )
   return names
+
+
+def report(config: DecoderConfig, lora: Lora | None) -> list[str]:
+  """A line for a reader on the matrices without adapters, if there are any."""
+  if lora is None:
+    return []
+  adapted = targets(config, lora)
+  axes = {p[-1]: len(s) for p, s in weights.shapes(config).items() if p[0] == 'layers'}
+  plain, experts = (
+    ', '.join(sorted(x for x in axes if axes[x] == n and x not in adapted))
+    for n in (3, 4)
+  )
+  left = f'; not {plain}' if plain else ''
+  left += f'; not the experts ({experts}), which cannot be' if experts else ''
+  return [f'LoRA adapts {", ".join(sorted(adapted))}{left}.'] if left else []
 
 
 def init(config: DecoderConfig, lora: Lora, key: Array | None = None) -> Params:
@@ -66,13 +98,20 @@ def merge(base: Params, adapters: Params, lora: Lora, *, sign: float = 1.0) -> P
 
 
 def save(
-  folder: str | Path, values: dict, adapters: Params, lora: Lora, *, base: str
+  folder: str | Path,
+  values: dict,
+  adapters: Params,
+  lora: Lora,
+  *,
+  base: str,
+  tokenizer=None,
 ) -> None:
   """Writes a folder that `peft.PeftModel.from_pretrained` loads over the base.
 
   Args:
     values: the base's `config.json`.
     base: its name or path, for PEFT to find it.
+    tokenizer: of transformers, with the chat template of the training; written beside.
 
   Raises:
     InputError: the folder is there already; an adapted matrix is part of a fused
@@ -105,6 +144,8 @@ def save(
   with weights.appearing(folder) as part:
     (part / CONFIG).write_text(json.dumps(content, indent=2) + '\n')
     safetensors.numpy.save_file(tensors, part / FILE, metadata={'format': 'pt'})
+    if tokenizer is not None:
+      tokenizer.save_pretrained(part)
 
 
 def load(
@@ -158,12 +199,16 @@ def _stacked(tensors: dict, keys: list[str], due: tuple, where: Path) -> Array:
 def adapter_config(path: Path) -> dict:
   """PEFT's description of adapters of the one kind that loads."""
   said = fields.read_json(path)
-  for key, value in {'peft_type': 'LORA', 'bias': 'none', 'use_dora': False}.items():
-    if said.get(key, value) != value:
-      raise InputError(f'{path}: {key} is {said[key]!r}; only {value!r} loads.')
-  for key in ('rank_pattern', 'alpha_pattern', 'modules_to_save', 'use_rslora'):
-    if said.get(key):
-      raise InputError(f'{path}: {key} is {said[key]!r}, which is not supported.')
+  for key, values in ALLOWED.items():
+    if said.get(key, values[0]) not in values:
+      raise InputError(
+        f'{path}: {key} is {said[key]!r}; {", ".join(map(repr, values))} load. {MERGE}'
+      )
+  for key in sorted(said.keys() - KNOWN):
+    if said[key]:
+      raise InputError(
+        f'{path}: {key} is {said[key]!r}, which is not supported. {MERGE}'
+      )
   return said
 
 

@@ -11,8 +11,17 @@ from typing import Any, NamedTuple
 import flax
 import numpy as np
 
-from jaxrl_llm.models import config_json, fields, gguf, lora, merging, weights
+from jaxrl_llm.models import (
+  config_json,
+  fields,
+  gguf,
+  lora,
+  merging,
+  templates,
+  weights,
+)
 from jaxrl_llm.models.config import DecoderConfig
+from jaxrl_llm.models.endings import stop_ids as stop_ids  # A tokenizer's, for callers.
 from jaxrl_llm.types import InputError, Params
 
 SMOLLM2 = 'SmolLM2-135M-Instruct.Q4_1.gguf'
@@ -31,8 +40,6 @@ HUB_FILES = (
   lora.FILE,
 )
 TOKENIZER_FILES = ('tokenizer.json', 'tokenizer.model', 'vocab.json')
-# Tokens with which chat templates close a turn.
-TURN_ENDS = ('<|im_end|>', '<|eot_id|>', '<end_of_turn>', '<|end|>', '</s>')
 TINY = DecoderConfig(
   vocab=104,  # 95 printable, newline, <eos>, <unk>, 6 reserved: a multiple of 8.
   width=64,
@@ -59,6 +66,14 @@ class Pretrained(NamedTuple):
 def _of(stored: weights.Stored, tokenizer) -> Pretrained:
   read = functools.partial(weights.read, stored)
   return Pretrained(stored.config, stored.fields, tokenizer, read)
+
+
+def configured(model) -> Pretrained:
+  """The model of config.model, with the chat template of its file if it names one."""
+  found = load(model.name)
+  if path := model.get('chat_template', ''):
+    found.tokenizer.chat_template = templates.read(path)
+  return found
 
 
 def load(name: str) -> Pretrained:
@@ -214,23 +229,12 @@ def _tiny() -> Pretrained:
   return _of(stored, tokenizer)
 
 
-def stop_ids(tokenizer) -> tuple[int, ...]:
-  """Ids that end a completion: EOS, and what the chat template ends a turn with."""
-  if tokenizer.eos_token_id is None:
-    raise InputError(
-      'The tokenizer has no eos_token, so no completion would end. Set one.'
-    )
-  template, vocab = str(tokenizer.chat_template), tokenizer.get_vocab()
-  ends = [vocab[end] for end in TURN_ENDS if end in vocab and end in template]
-  return tuple(dict.fromkeys([tokenizer.eos_token_id, *ends]))
-
-
 def render(tokenizer, messages: list[dict], ask: bool = True) -> str:
   """The template's words for a conversation; `ask` opens the assistant's turn."""
   if tokenizer.chat_template is None:
     raise InputError(
-      'The tokenizer has no chat template. Use an instruction-tuned model, or set '
-      'tokenizer.chat_template.'
+      'The tokenizer has no chat template. Use an instruction-tuned model, or give '
+      'config.model.chat_template, a file with one.'
     )
   try:
     return tokenizer.apply_chat_template(

@@ -59,13 +59,15 @@ def yarn(rope: Rope, rotary: int) -> np.ndarray:
   """1 for pairs that turn often in `original` positions, 1 / factor for the others.
 
   Peng et al. (2023), https://arxiv.org/abs/2309.00071: linear between the pairs that
-  turn `high` and `low` times, both rounded outwards.
+  turn `high` and `low` times, both rounded outwards if `rounded`.
   """
   turning = lambda turns: (
     rotary * math.log(rope.original / (turns * 2 * math.pi)) / (2 * math.log(rope.base))
   )
-  start = max(math.floor(turning(rope.high)), 0)
-  end = min(math.ceil(turning(rope.low)), rotary - 1)
+  start, end = turning(rope.high), turning(rope.low)
+  if rope.rounded:
+    start, end = math.floor(start), math.ceil(end)
+  start, end = max(start, 0), min(end, rotary - 1)
   blend = (np.arange(rotary // 2) - start) / max(end - start, 0.001)
   blend = np.clip(blend, 0.0, 1.0)
   return 1 - blend + blend / rope.factor

@@ -20,7 +20,8 @@ from jaxrl_llm import sharding
 from jaxrl_llm.models import config_json, fields
 from jaxrl_llm.models.config import DecoderConfig, Lora
 from jaxrl_llm.models.decoder import Decoder
-from jaxrl_llm.models.families import FAMILIES, Names
+from jaxrl_llm.models.families import FAMILIES
+from jaxrl_llm.models.names import Names
 from jaxrl_llm.types import InputError, Params
 
 FILE, INDEX = 'model.safetensors', 'model.safetensors.index.json'
@@ -273,11 +274,13 @@ def save(
   Args:
     values: the `config.json` of the model that was loaded (`Stored.fields`).
     params: our tree, on any devices.
-    tokenizer: of transformers; its files and special ids are written too.
+    tokenizer: of transformers; its files and special ids are written too, and all ids
+      that end a completion as EOS, for `generate` to stop where ours does.
     shard_bytes: a larger model is split into files with an index.
 
   Raises:
-    InputError: the folder is there already, or `params` is not of the config's shape.
+    InputError: the folder is there already, `params` is not of the config's shape, or
+      the tokenizer has no EOS.
   """
   config = config_json.decoder(values, 'config')
   due = slots(config, FAMILIES[values['model_type']].names)
@@ -288,6 +291,9 @@ def save(
     _save_tensors(part, due, params, shard_bytes)
     if tokenizer is not None:
       tokenizer.save_pretrained(part)
+      # transformers generates by this file, not by config.json.
+      ids = json.dumps(config_json.special_ids(tokenizer), indent=2)
+      (part / 'generation_config.json').write_text(ids + '\n')
 
 
 @contextlib.contextmanager

@@ -37,11 +37,13 @@ _LLAMA3 = {
   'original_max_position_embeddings': 16,
 }
 _YARN = {'type': 'yarn', 'factor': 4.0, 'original_max_position_embeddings': 16}
+_WINDOW = {'original_max_position_embeddings': 128}
 _LONG = {
   'type': 'longrope',
   'short_factor': [1.0, 1.1, 1.3],
   'long_factor': [1.0, 2.0, 4.0],
 }
+_EXACT = _YARN | {'truncate': False, 'mscale': 0.7, 'mscale_all_dim': 0.2}
 _QWEN = _BASE | {'model_type': 'qwen2', 'sliding_window': 8, 'max_window_layers': 1}
 _GEMMA = _BASE | {
   'head_dim': 16,
@@ -69,6 +71,7 @@ CONFIGS = {
   'biases': _LLAMA | {'attention_bias': True, 'mlp_bias': True},
   'rope_linear': _LLAMA | {'rope_scaling': {'type': 'linear', 'factor': 4.0}},
   'rope_llama3': _LLAMA | {'rope_scaling': _LLAMA3, 'head_dim': 16},
+  'rope_yarn': _LLAMA | {'rope_scaling': _EXACT | _WINDOW, 'head_dim': 16},
   'smollm3': _BASE
   | {
     'model_type': 'smollm3',
@@ -83,11 +86,28 @@ CONFIGS = {
   'qwen3': _BASE | {'model_type': 'qwen3', 'head_dim': 16},
   'qwen3_moe': _MOE,
   'qwen3_moe_plain': _MOE | {'norm_topk_prob': False, 'num_experts_per_tok': 3},
+  'qwen3_moe_window': {k: v for k, v in _MOE.items() if k != 'head_dim'}
+  | {
+    'hidden_size': 48,
+    'attention_bias': True,
+    'use_sliding_window': True,
+    'sliding_window': 8,
+    'max_window_layers': 1,
+  },
   'gemma2': _GEMMA
   | {
     'model_type': 'gemma2',
     'attn_logit_softcapping': 5.0,
     'final_logit_softcapping': 3.0,
+  },
+  'gemma2_uncapped': _GEMMA
+  | {
+    'model_type': 'gemma2',
+    'attn_logit_softcapping': None,
+    'final_logit_softcapping': None,
+    'attention_bias': True,
+    'num_hidden_layers': 2,
+    'query_pre_attn_scalar': 256,
   },
   'gemma3': _GEMMA
   | {
@@ -98,6 +118,7 @@ CONFIGS = {
     'rope_scaling': {'rope_type': 'linear', 'factor': 2.0},
   },
   'olmo2': _BASE | {'model_type': 'olmo2'},
+  'olmo2_biases': _BASE | {'model_type': 'olmo2', 'attention_bias': True},
   'phi3': _PHI3 | {'sliding_window': 8},
   'phi3_partial': _PHI3
   | {

@@ -1,0 +1,37 @@
+"""A chat template from a file (config.model.chat_template), for the tokenizer's own."""
+
+import hashlib
+from pathlib import Path
+
+from jaxrl_llm.types import InputError
+
+
+def read(path: str) -> str:
+  """A file's template.
+
+  Raises:
+    InputError: it cannot be read, or holds nothing.
+  """
+  where = f'config.model.chat_template={path}'
+  try:
+    text = Path(path).expanduser().read_text()
+  except (OSError, ValueError) as error:
+    raise InputError(
+      f'{where} is not readable as text: {error}. Name a file with a jinja template.'
+    ) from error
+  if not text.strip():
+    raise InputError(f'{where} is empty. Name a file with a jinja template.')
+  return text
+
+
+def worded(digest: str, config, tokenizer) -> str:
+  """A digest of rows that counts the template too, where it is a file that may change.
+
+  Args:
+    digest: of the rows.
+    config: of the run, or of a part without a model.
+    tokenizer: the model's, with that template.
+  """
+  if not config.get('model', {}).get('chat_template', ''):
+    return digest
+  return hashlib.sha256((digest + tokenizer.chat_template).encode()).hexdigest()
