@@ -299,6 +299,7 @@ def test_tfds_without_tensorflow(tmp_path):
   ('content', 'words'),
   [
     (lines(THREE) + b'{"prompt": \n', r'line 4: no JSON: Expecting value, column 11'),
+    (lines(THREE) + b'{"x": 1, "x": 2}\n', "line 4: an object has the key 'x' twice"),
     (lines(THREE) + b'[1]\n', 'line 4: list in place of an object'),
     (lines(THREE) + b'\xff\n', 'line 4: not UTF-8 at byte 0'),
     (
@@ -395,7 +396,9 @@ def test_a_dataset_of_another_s_own_builder(tmp_path, form):
   tfds = pytest.importorskip('tensorflow_datasets')
   row = {'prompt': 'q\u00e9', 'ranks': [1, 0], 'label': True, 'margin': 2.5}
   row |= {'completions': ['a', 'b'], 'messages': ASK + SAY}
+  row |= {'lists': {'a': [1, 2], 'b': [3, 4]}, 'talks': [{'n': 1, 'said': ASK[0]}]}
   text = tfds.features.Text()
+  one = {'role': text, 'content': text}
   features = tfds.features.FeaturesDict(
     {
       'prompt': text,
@@ -403,7 +406,9 @@ def test_a_dataset_of_another_s_own_builder(tmp_path, form):
       'margin': np.float32,
       'completions': tfds.features.Sequence(text),
       'ranks': tfds.features.Sequence(np.int64),
-      'messages': tfds.features.Sequence({'role': text, 'content': text}),
+      'messages': tfds.features.Sequence(one),
+      'lists': {k: tfds.features.Sequence(np.int64) for k in 'ab'},
+      'talks': tfds.features.Sequence({'n': np.int64, 'said': one}),
     }
   )
 
@@ -437,9 +442,75 @@ def test_what_save_to_disk_wrote(tmp_path):
     assert [*tables.open_table(path)] == THREE
 
 
+CALLED = {'name': 'f', 'arguments': {'values': [1, 2]}}
+CALL = {'role': 'assistant', 'content': '', 'tool_calls': [{'function': CALLED}]}
+
+
+@pytest.mark.parametrize('ending', ['jsonl', 'json', 'parquet', 'hf'])
+def test_an_object_of_lists_stays_one(tmp_path, ending):
+  """A tool's arguments are no list of objects, wherever the row comes from."""
+  row = {'messages': [*ASK, CALL], 'kwargs': {'words': ['a', 'b'], 'counts': [1, 2]}}
+  path = tmp_path / f'rows.{ending}'
+  if ending == 'parquet':
+    parquet.write_table(pyarrow.Table.from_pylist([row]), path)
+  elif ending == 'hf':
+    datasets = pytest.importorskip('datasets')
+    datasets.Dataset.from_list([row]).save_to_disk(path)
+  else:
+    path.write_text(json.dumps(row if ending == 'jsonl' else [row]))
+  found = tables.open_table(f'hf:{path}' if ending == 'hf' else str(path))
+  assert found[0] == row
+
+
+def test_what_arrow_fills_up_is_not_read(tmp_path):
+  """Every object of a column has the fields of all; a rating that is null is said."""
+  call = lambda **told: {'function': {'name': 'f', 'arguments': told}}
+  talk = [*ASK, {'role': 'assistant', 'tool_calls': [call(x=1), call(y=2)]}]
+  tools = [{'name': 'f', 'parameters': {'x': {'type': 'int'}}}, {'name': 'g'}]
+  row = {'messages': talk, 'tools': tools, 'ratings': {'kind': 1, 'true': None}}
+  path = str(tmp_path / 'rows.parquet')
+  parquet.write_table(pyarrow.Table.from_pylist([row]), path)
+  assert tables.open_table(path)[0] == row
+
+
+def test_a_category_of_parquet_is_text(tmp_path):
+  """Each row group has a dictionary of its own."""
+  column = pyarrow.array(['a', 'b', 'a']).dictionary_encode()
+  path = str(tmp_path / 'rows.parquet')
+  parquet.write_table(pyarrow.table({'prompt': column}), path, row_group_size=1)
+  assert [row['prompt'] for row in tables.open_table(path)] == ['a', 'b', 'a']
+
+
+def test_parquet_is_not_held_in_memory(tmp_path):
+  table = pyarrow.table({'prompt': [f'{i}' * 1000 for i in range(2000)]})
+  path = str(tmp_path / 'rows.parquet')
+  parquet.write_table(table, path)
+  before = pyarrow.total_allocated_bytes()
+  found = tables.open_table(path)
+  assert pyarrow.total_allocated_bytes() - before < table.nbytes / 10
+  assert found[1999]['prompt'] == '1999' * 1000
+
+
+def test_a_split_that_is_not_there(tmp_path):
+  """Held-out rows are not silently those to train on; a slice is a slice."""
+  datasets = pytest.importorskip('datasets')
+  rows = datasets.Dataset.from_list(THREE)
+  rows.save_to_disk(tmp_path / 'one')
+  datasets.DatasetDict({'dev': rows, 'test': rows}).save_to_disk(tmp_path / 'two')
+  read = lambda path: [*tables.open_table(f'hf:{tmp_path}/{path}')]
+  assert read('one:train[1:]') == THREE[1:] and read('two:dev[:1]+test') == [
+    *THREE[:1],
+    *THREE,
+  ]
+  for path, there in (('one:test', "'train'"), ('two', "'dev', 'test'")):
+    with pytest.raises(InputError, match=rf'Unknown split .*\[{there}\]'):
+      read(path)
+
+
 @pytest.mark.parametrize(
   ('path', 'words'),
   [
+    ('twice.json', r"twice\.json: an object has the key 'x' twice"),
     ('cut.jsonl.gz', 'cannot be read: '),
     ('plain.jsonl.gz', 'cannot be read: Not a gzipped'),
     ('lines.json', 'an object a line it is a .jsonl file'),
@@ -456,6 +527,7 @@ def test_paths_that_are_refused(tmp_path, monkeypatch, path, words):
   (tmp_path / 'cut.jsonl.gz').write_bytes(gzip.compress(lines(THREE))[:-9])
   (tmp_path / 'plain.jsonl.gz').write_bytes(lines(THREE))
   (tmp_path / 'lines.json').write_bytes(lines(THREE))
+  (tmp_path / 'twice.json').write_text('[{"x": {"x": 1, "x": 2}}]')
   for name in ('rows.csv', 'broken.parquet', 'object.json'):
     (tmp_path / name).write_text('{}')
   with pytest.raises(InputError, match=words):
