@@ -94,6 +94,19 @@ ROWS = [
     },
     (ASK, (SAY, NO), (1.0, 0.0)),
   ),
+  (
+    'costs',
+    {'input': 'q', 'answer': 'a', 'other_answer': 'b', 'safer': True},
+    ('q', ['b', 'a'], (1.0, 0.0)),
+  ),
+  (
+    'costs',
+    {
+      **{'input': 'q', 'answer': 'a', 'other_answer': 'b', 'safer': False},
+      **{'is_safe': False, 'is_other_safe': True},
+    },
+    ('q', ['a', 'b'], (1.0, 0.0)),
+  ),
   ('labels', {'prompt': 'q', 'completion': 'a', 'label': True}, ('q', ('a',), (1.0,))),
   ('labels', {'prompt': ASK, 'completion': NO, 'label': False}, (ASK, (NO,), (-1.0,))),
   ('labels', {'messages': ASK, 'response': 'a', 'label': True}, (ASK, ('a',), (1.0,))),
@@ -681,6 +694,13 @@ STEP = {'prompt': 'q', 'completions': ['a', 'b']}
       r"prm: a step has the label -1; with labels='soft' one is from 0 to 1",
     ),
     ('prm', 'steps', STEP | {'labels': [1, 0]}, STEP | {'labels': [5, 1]}, 'label 5'),
+    (
+      'multitask_ratings',
+      'ratings',
+      {'prompt': 'q', 'completion': 'a', 'ratings': {'share': 1}},
+      {'prompt': 'q', 'completion': 'a', 'ratings': {'share': 5}},
+      "'share' is rated 5; config.method has 2 classes from 0",
+    ),
     (
       'prm(signed)',
       'steps',

@@ -9,7 +9,8 @@ import numpy as np
 from jaxrl_llm import build
 from jaxrl_llm.data import contamination as overlap
 from jaxrl_llm.data.examples import Data, Example
-from jaxrl_llm.data.kinds import KINDS, check, conversation, template
+from jaxrl_llm.data.fields import conversation, template
+from jaxrl_llm.data.kinds import KINDS, check
 from jaxrl_llm.data.tables import located, open_table
 from jaxrl_llm.types import InputError
 

@@ -106,9 +106,11 @@ def alike(example: Example, first: str, method: Mapping[str, Any]) -> None:
   tied = name in TYING and example.extra.get('tie')
   if not tied and (wrong := misread(example.reward, name)):
     raise InputError(f'{name}: {wrong}')
+  option = lambda key: method.get(key, build.defaults(name)[key])
   if name == 'prm':
-    labels = method.get('labels', build.defaults('prm').labels)
-    check_labels(example.step_labels, labels)
+    check_labels(example.step_labels, option('labels'))
+  if name == 'multitask_ratings':
+    check_class(example, *map(option, ('attribute', 'classes', 'lowest')))
 
 
 def describe(example: Example) -> str:
@@ -145,6 +147,18 @@ def misread(reward: Sequence[float], method: str) -> str:
       "config.data.kind='demonstrations', or keep the good ones."
     )
   return ''
+
+
+def check_class(example: Example, attribute: str, classes: int, lowest: float) -> None:
+  """Refuses a rating that is none of the classes."""
+  extra, name = example.extra, f'rating/{attribute}'
+  if name not in extra or not extra[f'rated/{attribute}']:
+    return
+  if not lowest <= extra[name] <= lowest + classes - 1:
+    raise InputError(
+      f'{attribute!r} is rated {extra[name]:g}; config.method has {classes} classes '
+      f'from {lowest:g}. Set its classes and lowest.'
+    )
 
 
 # What a step's label may be: the words, and whether one is so.
