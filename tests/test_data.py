@@ -541,10 +541,11 @@ def test_what_arrow_fills_up_is_not_read(tmp_path):
   """Every object of a column has the fields of all; a rating that is null is said."""
   call = lambda **told: {'function': {'name': 'f', 'arguments': told}}
   talk = [*ASK, {'role': 'assistant', 'tool_calls': [call(x=1), call(y=2)]}]
+  padded = [m | {'name': None} for m in talk]
   tools = [{'name': 'f', 'parameters': {'x': {'type': 'int'}}}, {'name': 'g'}]
   row = {'messages': talk, 'tools': tools, 'ratings': {'kind': 1, 'true': None}}
   path = str(tmp_path / 'rows.parquet')
-  parquet.write_table(pyarrow.Table.from_pylist([row]), path)
+  parquet.write_table(pyarrow.Table.from_pylist([row | {'messages': padded}]), path)
   assert tables.open_table(path)[0] == row
 
 

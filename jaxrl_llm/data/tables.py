@@ -259,7 +259,10 @@ def arrow(path: str):
     schema = pyarrow.schema([f.with_type(flat(f.type)) for f in packed.schema_arrow])
     with pyarrow.ipc.new_file(file, schema) as out:
       for batch in packed.iter_batches(1024):
-        out.write_table(pyarrow.Table.from_batches([batch]).cast(schema))
+        # Only what must be is cast: pyarrow fails at columns of nulls within lists.
+        pairs = zip(batch.columns, schema.types)
+        columns = [c if c.type == kind else c.cast(kind) for c, kind in pairs]
+        out.write_batch(pyarrow.record_batch(columns, schema=schema))
   file.flush()
   return pyarrow.py_buffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
