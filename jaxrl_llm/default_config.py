@@ -3,7 +3,7 @@
 from ml_collections import config_dict
 
 from jaxrl_llm import build
-from jaxrl_llm.data.examples import PAIRED
+from jaxrl_llm.data.fitting import PAIRED
 from jaxrl_llm.rollout import trees
 
 

@@ -17,7 +17,7 @@ from jaxrl_llm import (
   sources,
   step,
 )
-from jaxrl_llm.data import chat, examples, lengths, order
+from jaxrl_llm.data import chat, examples, fitting, order
 from jaxrl_llm.evaluate import held_out, stored
 from jaxrl_llm.models import pretrained, templates
 from jaxrl_llm.types import Batch, InputError, State
@@ -96,10 +96,8 @@ def load_data(config, model) -> tuple[examples.Data, examples.Encoder]:
     bucket=s.get('bucket', 0),
     **policies,
   )
+  data = fitting.fitted(data, encode, config.method)
   report = [*data.report, *examples.boundaries(coder, data.train)]
-  for split, part in (('training', data.train), ('held-out', data.test)):
-    found = examples.check(part, encode, config.method.name)
-    report += lengths.report(found, encode, split)
   digest = templates.worded(data.digest, config, model.tokenizer)
   return data._replace(digest=digest, report=report), encode
 

@@ -536,6 +536,8 @@ def test_a_completion_that_ends_in_a_stop_token_gets_no_other(end):
   assert found.mask == [1, 1]
   with pytest.raises(InputError, match='the completion is empty'):
     code.completion('b', end)
+  with pytest.raises(InputError, match='contains the stop token'):
+    code.completion('b', f'y{end}z')
 
 
 def test_text_from_nothing_begins_after_an_end():

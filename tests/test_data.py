@@ -43,6 +43,9 @@ ROWS = [
   ('demonstrations', {'prompt': ASK, 'completion': SAY}, (ASK, (SAY,), (1.0,))),
   ('demonstrations', {'messages': TALK}, (ASK, (TALK[1:],), (1.0,))),
   ('demonstrations', {'text': 'once'}, ('', ('once',), (1.0,))),
+  ('demonstrations', {'messages': [*TALK, *ASK]}, (ASK, (TALK[1:],), (1.0,))),
+  ('demonstrations', {'messages': SAY + TALK}, (SAY + ASK, (TALK[1:],), (1.0,))),
+  ('demonstrations', {'prompt': 'q', 'messages': TALK}, (ASK, (TALK[1:],), (1.0,))),
   (
     'pairs',
     {'prompt': 'q', 'chosen': 'a', 'rejected': 'b'},
@@ -91,8 +94,22 @@ ROWS = [
     },
     (ASK, (SAY, NO), (1.0, 0.0)),
   ),
+  (
+    'costs',
+    {'input': 'q', 'answer': 'a', 'other_answer': 'b', 'safer': True},
+    ('q', ['b', 'a'], (1.0, 0.0)),
+  ),
+  (
+    'costs',
+    {
+      **{'input': 'q', 'answer': 'a', 'other_answer': 'b', 'safer': False},
+      **{'is_safe': False, 'is_other_safe': True},
+    },
+    ('q', ['a', 'b'], (1.0, 0.0)),
+  ),
   ('labels', {'prompt': 'q', 'completion': 'a', 'label': True}, ('q', ('a',), (1.0,))),
   ('labels', {'prompt': ASK, 'completion': NO, 'label': False}, (ASK, (NO,), (-1.0,))),
+  ('labels', {'messages': ASK, 'response': 'a', 'label': True}, (ASK, ('a',), (1.0,))),
   (
     'rankings',
     {'prompt': 'q', 'completions': ['a', 'b', 'c'], 'ranks': [1, 0, 1]},
@@ -105,6 +122,20 @@ ROWS = [
       'completions': [{'rank': 0, 'completion': SAY}, {'rank': 1, 'completion': NO}],
     },
     (ASK, [SAY, NO], [0.0, -1.0]),
+  ),
+  (
+    'rankings',
+    {
+      'context': ASK,
+      'completions': [{'rank': 1, 'completion': NO}, {'rank': 0, 'completion': SAY}],
+      'task_name': 'z',
+    },
+    (ASK, [SAY, NO], [0.0, -1.0]),
+  ),
+  (
+    'ratings',
+    {'messages': ASK, 'response': 'a', 'ratings': {'kind': 3}},
+    (ASK, ('a',), (0.0,), {'rating/kind': 3.0, 'rated/kind': 1.0}),
   ),
   (
     'ratings',
@@ -120,6 +151,27 @@ ROWS = [
     'principles',
     {'prompt': 'q', 'completion': 'yes', 'principle': 'be kind', 'fulfilment': 'No'},
     ([*ASK, *SAY, turn('be kind')], ('Yes', 'No'), (0.0, 1.0)),
+  ),
+  (
+    'principles',
+    {'context': ASK, 'response': 'yes', 'principle': 'be kind', 'fulfilment': 'Yes'},
+    ([*ASK, *SAY, turn('be kind')], ('Yes', 'No'), (1.0, 0.0)),
+  ),
+  (
+    'steps',
+    {
+      **{'question': 'q', 'gold': '3'},
+      'steps': [{'text': 'a', 'label': 1}, {'text': 'b', 'p': 0.5}],
+    },
+    ('q', (chat.Steps(['a', 'b']),), (0.0,), {}, ([1.0, 0.5],)),
+  ),
+  (
+    'steps_to_error',
+    {
+      'question': 'q',
+      'steps': [{'text': x, 'label': y} for x, y in (('a', 1), ('b', -1), ('c', 1))],
+    },
+    ('q', (chat.Steps(['a', 'b']),), (0.0,), {}, ([1.0, -1.0],)),
   ),
   (
     'steps',
@@ -153,6 +205,14 @@ ROWS = [
     'personal_pairs',
     {'prompt': 'q', 'chosen': 'a', 'rejected': 'b', 'user': 2},
     ('q', ('a', 'b'), (1.0, 0.0), {'user': 2.0}),
+  ),
+  (
+    'personal_pairs',
+    {
+      **{'messages': ASK, 'chosen': 'a', 'rejected': 'b', 'margin': 1, 'tie': False},
+      **{'user_id': 2, 'source': 'x', 'annotator': 'human', 'weight': 1},
+    },
+    (ASK, ('a', 'b'), (1.0, 0.0), {'margin': 1.0, 'tie': 0.0, 'user': 2.0}),
   ),
   (
     'contrastive_pairs',
@@ -217,6 +277,18 @@ def test_every_kind_has_a_row():
       "'prompt' is not what",
     ),
     ('demonstrations', {'text': 'once', 'completion': 'a'}, 'keep one'),
+    ('demonstrations', {'text': 'once', 'prompt': 'q'}, 'keep one'),
+    ('demonstrations', {'messages': TALK, 'prompt': 'x'}, "'prompt' is not what 'mess"),
+    (
+      'pairs',
+      {'prompt': 'q', 'chosen': 'a', 'rejected': 'b', 'tie': 'false'},
+      "'tie' is 'false'; true or false is due",
+    ),
+    (
+      'pairs',
+      {'prompt': 'q', 'chosen': 'a', 'rejected': 'b', 'weight': 0.5},
+      "'weight' is 0.5, and all pairs weigh the same",
+    ),
     ('pairs', {'prompt': 'q', 'chosen': ' ', 'rejected': 'a'}, "'chosen' is empty"),
     ('pairs', {'prompt': 'q', 'chosen': 3, 'rejected': 'a'}, "'chosen' is of type int"),
     ('pairs', {'prompt': 'q', 'chosen': 'a'}, "'rejected' is missing .*chosen, prompt"),
@@ -253,6 +325,9 @@ def test_every_kind_has_a_row():
 def test_rows_that_are_refused(kind, row, words):
   with pytest.raises(InputError, match=words):
     KINDS[kind](row)
+
+
+TINY = pretrained.load('tiny')
 
 
 # ---- Tables --------------------------------------------------------------------------
@@ -299,6 +374,7 @@ def test_tfds_without_tensorflow(tmp_path):
   ('content', 'words'),
   [
     (lines(THREE) + b'{"prompt": \n', r'line 4: no JSON: Expecting value, column 11'),
+    (lines(THREE) + b'{"x": 1, "x": 2}\n', "line 4: an object has the key 'x' twice"),
     (lines(THREE) + b'[1]\n', 'line 4: list in place of an object'),
     (lines(THREE) + b'\xff\n', 'line 4: not UTF-8 at byte 0'),
     (
@@ -386,7 +462,7 @@ def test_plain_text_is_held_out_and_compared_by_itself(tmp_path):
   found = files(path=path, kind='demonstrations', test_size=2, contamination=4)
   assert (len(found.train), len(found.test)) == (4, 2)
   assert found.report[-1].startswith('4 training prompts share 4 words')
-  assert contamination.report(['+ = ?', '...'], ['???'], 3).startswith('0 training')
+  assert contamination.report([['+ = ?'], ['...']], [['???']], 3).startswith('0 tra')
 
 
 @pytest.mark.parametrize('form', ['array_record', 'parquet'])
@@ -395,7 +471,9 @@ def test_a_dataset_of_another_s_own_builder(tmp_path, form):
   tfds = pytest.importorskip('tensorflow_datasets')
   row = {'prompt': 'q\u00e9', 'ranks': [1, 0], 'label': True, 'margin': 2.5}
   row |= {'completions': ['a', 'b'], 'messages': ASK + SAY}
+  row |= {'lists': {'a': [1, 2], 'b': [3, 4]}, 'talks': [{'n': 1, 'said': ASK[0]}]}
   text = tfds.features.Text()
+  one = {'role': text, 'content': text}
   features = tfds.features.FeaturesDict(
     {
       'prompt': text,
@@ -403,7 +481,9 @@ def test_a_dataset_of_another_s_own_builder(tmp_path, form):
       'margin': np.float32,
       'completions': tfds.features.Sequence(text),
       'ranks': tfds.features.Sequence(np.int64),
-      'messages': tfds.features.Sequence({'role': text, 'content': text}),
+      'messages': tfds.features.Sequence(one),
+      'lists': {k: tfds.features.Sequence(np.int64) for k in 'ab'},
+      'talks': tfds.features.Sequence({'n': np.int64, 'said': one}),
     }
   )
 
@@ -437,9 +517,76 @@ def test_what_save_to_disk_wrote(tmp_path):
     assert [*tables.open_table(path)] == THREE
 
 
+CALLED = {'name': 'f', 'arguments': {'values': [1, 2]}}
+CALL = {'role': 'assistant', 'content': '', 'tool_calls': [{'function': CALLED}]}
+
+
+@pytest.mark.parametrize('ending', ['jsonl', 'json', 'parquet', 'hf'])
+def test_an_object_of_lists_stays_one(tmp_path, ending):
+  """A tool's arguments are no list of objects, wherever the row comes from."""
+  row = {'messages': [*ASK, CALL], 'kwargs': {'words': ['a', 'b'], 'counts': [1, 2]}}
+  path = tmp_path / f'rows.{ending}'
+  if ending == 'parquet':
+    parquet.write_table(pyarrow.Table.from_pylist([row]), path)
+  elif ending == 'hf':
+    datasets = pytest.importorskip('datasets')
+    datasets.Dataset.from_list([row]).save_to_disk(path)
+  else:
+    path.write_text(json.dumps(row if ending == 'jsonl' else [row]))
+  found = tables.open_table(f'hf:{path}' if ending == 'hf' else str(path))
+  assert found[0] == row
+
+
+def test_what_arrow_fills_up_is_not_read(tmp_path):
+  """Every object of a column has the fields of all; a rating that is null is said."""
+  call = lambda **told: {'function': {'name': 'f', 'arguments': told}}
+  talk = [*ASK, {'role': 'assistant', 'tool_calls': [call(x=1), call(y=2)]}]
+  padded = [m | {'name': None} for m in talk]
+  tools = [{'name': 'f', 'parameters': {'x': {'type': 'int'}}}, {'name': 'g'}]
+  row = {'messages': talk, 'tools': tools, 'ratings': {'kind': 1, 'true': None}}
+  path = str(tmp_path / 'rows.parquet')
+  parquet.write_table(pyarrow.Table.from_pylist([row | {'messages': padded}]), path)
+  assert tables.open_table(path)[0] == row
+
+
+def test_a_category_of_parquet_is_text(tmp_path):
+  """Each row group has a dictionary of its own."""
+  column = pyarrow.array(['a', 'b', 'a']).dictionary_encode()
+  path = str(tmp_path / 'rows.parquet')
+  parquet.write_table(pyarrow.table({'prompt': column}), path, row_group_size=1)
+  assert [row['prompt'] for row in tables.open_table(path)] == ['a', 'b', 'a']
+
+
+def test_parquet_is_not_held_in_memory(tmp_path):
+  table = pyarrow.table({'prompt': [f'{i}' * 1000 for i in range(2000)]})
+  path = str(tmp_path / 'rows.parquet')
+  parquet.write_table(table, path)
+  before = pyarrow.total_allocated_bytes()
+  found = tables.open_table(path)
+  assert pyarrow.total_allocated_bytes() - before < table.nbytes / 10
+  assert found[1999]['prompt'] == '1999' * 1000
+
+
+def test_a_split_that_is_not_there(tmp_path):
+  """Held-out rows are not silently those to train on; a slice is a slice."""
+  datasets = pytest.importorskip('datasets')
+  rows = datasets.Dataset.from_list(THREE)
+  rows.save_to_disk(tmp_path / 'one')
+  datasets.DatasetDict({'dev': rows, 'test': rows}).save_to_disk(tmp_path / 'two')
+  read = lambda path: [*tables.open_table(f'hf:{tmp_path}/{path}')]
+  assert read('one:train[1:]') == THREE[1:] and read('two:dev[:1]+test') == [
+    *THREE[:1],
+    *THREE,
+  ]
+  for path, there in (('one:test', "'train'"), ('two', "'dev', 'test'")):
+    with pytest.raises(InputError, match=rf'Unknown split .*\[{there}\]'):
+      read(path)
+
+
 @pytest.mark.parametrize(
   ('path', 'words'),
   [
+    ('twice.json', r"twice\.json: an object has the key 'x' twice"),
     ('cut.jsonl.gz', 'cannot be read: '),
     ('plain.jsonl.gz', 'cannot be read: Not a gzipped'),
     ('lines.json', 'an object a line it is a .jsonl file'),
@@ -456,6 +603,7 @@ def test_paths_that_are_refused(tmp_path, monkeypatch, path, words):
   (tmp_path / 'cut.jsonl.gz').write_bytes(gzip.compress(lines(THREE))[:-9])
   (tmp_path / 'plain.jsonl.gz').write_bytes(lines(THREE))
   (tmp_path / 'lines.json').write_bytes(lines(THREE))
+  (tmp_path / 'twice.json').write_text('[{"x": {"x": 1, "x": 2}}]')
   for name in ('rows.csv', 'broken.parquet', 'object.json'):
     (tmp_path / name).write_text('{}')
   with pytest.raises(InputError, match=words):
@@ -530,6 +678,126 @@ def test_prompts_that_end_within_a_token_are_reported():
   assert line.startswith('1 of the first 3 prompts end within a token')
 
 
+ROW = {'prompt': 'q', 'chosen': 'a', 'rejected': 'b'}
+STEP = {'prompt': 'q', 'completions': ['a', 'b']}
+
+
+@pytest.mark.parametrize(
+  ('method', 'kind', 'good', 'bad', 'words'),
+  [
+    ('dpo', 'pairs', ROW, ROW | {'chosen': 'a<eos>b'}, "stop token '<eos>'"),
+    ('dpo', 'pairs', ROW | {'margin': 1}, ROW, 'the first one has'),
+    (
+      'prm',
+      'steps',
+      STEP | {'labels': [1, 0.5]},
+      STEP | {'labels': [1, -1]},
+      r"prm: a step has the label -1; with labels='soft' one is from 0 to 1",
+    ),
+    ('prm', 'steps', STEP | {'labels': [1, 0]}, STEP | {'labels': [5, 1]}, 'label 5'),
+    (
+      'multitask_ratings',
+      'ratings',
+      {'prompt': 'q', 'completion': 'a', 'ratings': {'share': 1}},
+      {'prompt': 'q', 'completion': 'a', 'ratings': {'share': 5}},
+      "'share' is rated 5; config.method has 2 classes from 0",
+    ),
+    (
+      'prm(signed)',
+      'steps',
+      STEP | {'labels': [1, -1]},
+      STEP | {'labels': [1, 0.5]},
+      'label 0.5; .* -1, 0 or 1',
+    ),
+  ],
+)
+def test_what_cannot_be_encoded_or_is_unlike_the_rest_is_left_out_too(
+  tmp_path, method, kind, good, bad, words
+):
+  rows = [row | {'prompt': f'q{i}'} for i, row in enumerate([good] * 3 + [bad, good])]
+  path = write(tmp_path, rows)
+  c = data_config(path, kind, method.partition('(')[0], test_path=path)
+  if 'signed' in method:
+    c.method.labels = 'signed'
+  with pytest.raises(InputError, match=f'line 4: .*{words}'):
+    feeds.load_data(c, TINY)
+  c.data.bad_rows = 'drop'
+  data, encode = feeds.load_data(c, TINY)
+  assert [e.prompt[0]['content'] for e in data.train] == ['q0', 'q1', 'q2', 'q4']
+  assert len(data.test) == 4 and encode([*data.train]).dropped == 0
+  left = [line for line in data.report if 'left out' in line]
+  assert left[0].startswith('1 of 5 training examples are left out')
+  assert 'line 4: ' in left[0] and left[1].startswith('1 of 5 held-out')
+
+
+def test_of_a_mixture_each_part_says_what_is_left_out(tmp_path):
+  path = write(tmp_path, [ROW | {'prompt': f'q{i}'} for i in range(3)])
+  (tmp_path / 'bad').mkdir()
+  rows = [ROW | {'chosen': 'a<eos>b' if i else 'a'} for i in range(3)]
+  other = write(tmp_path / 'bad', rows)
+  part = lambda path, **o: dict(
+    name='files', path=path, test_path=path, as_chat=True, **o
+  )
+  c = data_config(path, 'pairs', 'dpo')
+  parts = {'a': part(path), 'b': part(other, bad_rows='drop')}
+  c.data = dict(name='mixture', parts=parts)
+  data, _ = feeds.load_data(c, TINY)
+  assert data.parts == [(3, 1.0), (1, 1.0)] and len(data.train) == len(data.test) == 4
+  c.data.parts.b.bad_rows = 'error'
+  with pytest.raises(InputError, match=r'line 2: .*stop token'):
+    feeds.load_data(c, TINY)
+
+
+TOOLS = [{'type': 'function', 'function': {'name': 'add', 'description': 'sums'}}]
+SHOWS = (
+  '{% if tools %}{{ tools | tojson }}{% endif %}{{ mood or "" }}'
+  '{% for m in messages %}{{ m.content }}\n{% endfor %}'
+)
+
+
+@pytest.mark.parametrize('tools', [TOOLS, json.dumps(TOOLS)], ids=['list', 'json'])
+def test_tools_reach_the_template_and_the_digest(tmp_path, tools):
+  tokenizer = pretrained.load('tiny').tokenizer
+  tokenizer.chat_template = SHOWS
+  coder = chat.coder(tokenizer, pretrained.stop_ids(tokenizer))
+  encode = examples.Encoder(coder, max_prompt=200, max_length=9)
+
+  def read(**more):
+    path = write(tmp_path, [{'messages': TALK, **more}])
+    found = files(path=path, test_path=path, kind='demonstrations')
+    coded = encode.read(found.train[0])
+    said = coder.decode(coded.completions[0].tokens)
+    return tokenizer.decode(coded.prompt), said, found.digest
+
+  options = {'chat_template_kwargs': {'mood': 'happy', 'other': None}}
+  want = tokenizer.apply_chat_template(
+    ASK, tools=TOOLS, mood='happy', tokenize=False, add_generation_prompt=True
+  )
+  assert 'sums' in want and 'happy' in want
+  plain, both = read(), read(tools=tools, **options)
+  assert both[:2] == (want, plain[1])
+  assert read(tools=[]) == plain
+  assert len({plain[2], both[2], read(**options)[2], read(tools=tools)[2]}) == 4
+  tokenizer.chat_template = SHOWS.partition('endif %}')[2]
+  with pytest.raises(InputError, match=r"line 1: .*does not show the tools.*'add'"):
+    read(tools=tools)
+
+
+@pytest.mark.parametrize(
+  ('more', 'words'),
+  [
+    ({'messages': TALK, 'tools': 'add'}, "'tools' is no JSON"),
+    ({'messages': TALK, 'tools': ['add']}, "'tools' is a list of objects"),
+    ({'messages': TALK, 'chat_template_kwargs': ['x']}, 'kwargs. is an object'),
+    ({'prompt': 'q', 'completion': 'a', 'tools': TOOLS}, 'the prompt is plain text'),
+  ],
+)
+def test_tools_that_are_refused(tmp_path, more, words):
+  path = write(tmp_path, [more])
+  with pytest.raises(InputError, match=f'line 1: .*{words}'):
+    files(path=path, test_path=path, kind='demonstrations')
+
+
 SILENT = [{'role': 'user', 'content': 'x'}, {'role': 'assistant', 'content': ''}]
 
 
@@ -598,11 +866,39 @@ def test_contamination():
     'How many eggs',
     'how many eggs does Bob have',
   ]
-  assert list(contamination.shared(rows, held, 5)) == rows[:1]
-  assert list(contamination.shared(rows, held, 3)) == rows
+  rows, held = [[[x] for x in texts] for texts in (rows, held)]
+  assert [[x] for x in contamination.shared(rows, held, 5)] == rows[:1]
+  assert [[x] for x in contamination.shared(rows, held, 3)] == rows
   assert contamination.report(iter(rows), held, 5).startswith(
     '1 training prompts share 5 words in a row'
   )
+
+
+LEAK = 'how many eggs does Ann have'
+
+
+@pytest.mark.parametrize(
+  ('kind', 'row'),
+  [
+    ('demonstrations', {'messages': [*ASK, *SAY, turn(LEAK), *SAY]}),
+    ('demonstrations', {'messages': [*ASK, *SAY, turn(LEAK, 'tool'), *SAY]}),
+    ('prompt_pairs', {'prompts': ['q', LEAK], 'completion': 'a'}),
+    (
+      'user_pairs',
+      {
+        **{'prompt': 'q', 'chosen': 'a', 'rejected': 'b'},
+        'context': [{'prompt': LEAK, 'chosen': 'c', 'rejected': 'd'}],
+      },
+    ),
+  ],
+)
+def test_what_is_told_later_is_compared_too(kind, row):
+  held = Example([turn(f'So: {LEAK}?')], ('a',), (1.0,))
+  told = contamination.told([KINDS[kind](row)], [held], 6)
+  assert told.startswith('1 training prompts share 6 words')
+  assert contamination.told([held], [KINDS[kind](row)], 6).startswith('1 training')
+  said = KINDS['demonstrations']({'messages': [*ASK, turn(LEAK, 'assistant')]})
+  assert contamination.told([said], [held], 6).startswith('0 training')
 
 
 # ---- GSM8K's model solutions ---------------------------------------------------------
@@ -651,6 +947,11 @@ def test_a_mixture(tmp_path):
   assert len(found.train) == 12 and len(found.test) == 3
   assert [e.completions[0] for e in found.train][:7] == ['a'] * 7
   assert found.train[7] == letters.letters(kind='demonstrations', size=5).train[0]
+  both = {'a': part, 'b': part | {'seed': 1}}
+  share = lambda line: int(line.partition(' training prompts share')[0].split()[-1])
+  assert share(mixture.mixture(parts=both, contamination=1).report[-1]) > 0
+  alone = mixture.mixture(parts={'a': part | {'contamination': 1}}).report[-1]
+  assert share(alone) == 0
   other = mixture.mixture(parts={'a': part | {'seed': 1}, 'b': toy_part})
   assert other.digest == found.digest
   assert 'a: ' in found.report[0]

@@ -23,7 +23,7 @@ from test_identities import (
 )
 
 from jaxrl_llm import build, forward
-from jaxrl_llm.data import examples
+from jaxrl_llm.data import fitting
 from jaxrl_llm.models import decoder, pretrained
 from jaxrl_llm.models.config import DecoderConfig
 from jaxrl_llm.ops import links, logprobs, metrics, pair_losses, sequences
@@ -667,9 +667,9 @@ def test_three_are_no_pair(name):
 
 
 def test_what_a_data_set_says_must_fit():
-  assert 'first completion' in examples.misread([0.0, 1.0], 'apo_zero')
-  assert '+1 (desirable)' in examples.misread([1.0, 0.0], 'bco')
-  assert examples.misread([0.0, 1.0], 'nca') == ''  # It goes by the rewards.
+  assert 'first completion' in fitting.misread([0.0, 1.0], 'apo_zero')
+  assert '+1 (desirable)' in fitting.misread([1.0, 0.0], 'bco')
+  assert fitting.misread([0.0, 1.0], 'nca') == ''  # It goes by the rewards.
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,10 @@ Prompt and completion meet between two ids, never inside one: text up to a bound
 encoded apart from the text after it, as a sampler would have met it.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from jaxrl_llm.models.pretrained import encode_chat, render
+from jaxrl_llm.models.pretrained import render
 from jaxrl_llm.types import InputError
 
 Messages = list[dict[str, Any]]  # role and content, as chat templates take them.
@@ -31,11 +31,13 @@ class Ids(NamedTuple):
 
 
 class Coder(NamedTuple):
-  """A tokenizer as functions."""
+  """A tokenizer as functions. Their last argument may be what the chat template reads
+  beside the messages: tools, or switches of its own.
+  """
 
-  prompt: Callable[[Prompt], list[int]]
-  completion: Callable[[Prompt, Completion], Ids]
-  merges: Callable[[Prompt, Completion], bool]  # Whether the two share a token.
+  prompt: Callable[..., list[int]]  # Of a Prompt.
+  completion: Callable[..., Ids]  # Of a Prompt and a Completion.
+  merges: Callable[..., bool]  # Whether the two share a token.
   decode: Callable[[Sequence[int]], str]
 
 
@@ -49,14 +51,18 @@ def coder(tokenizer, stop_ids: Sequence[int]) -> Coder:
   encode = following(tokenizer)
   stops = {i: tokenizer.convert_ids_to_tokens(i) for i in stop_ids}
 
-  def prompt(x: Prompt) -> list[int]:
-    return plain(tokenizer, x) if isinstance(x, str) else encode_chat(tokenizer, x)
+  def prompt(x: Prompt, options: Mapping = {}) -> list[int]:
+    if isinstance(x, str):
+      return plain(tokenizer, x)
+    words = render(tokenizer, x, True, options)
+    check_tools(words, options.get('tools', ()))
+    return tokenizer.encode(words, add_special_tokens=False)
 
-  def completion(before: Prompt, after: Completion) -> Ids:
+  def completion(before: Prompt, after: Completion, options: Mapping = {}) -> Ids:
     if isinstance(after, Steps):
       return step_ends(encode, after.texts)
     if not isinstance(before, str):
-      said = lambda messages, ask: render(tokenizer, messages, ask)
+      said = lambda messages, ask: render(tokenizer, messages, ask, options)
       return turns(said, encode, before, as_messages(after), stops)
     if not isinstance(after, str):
       raise InputError('the prompt is a string and the completion a list of messages.')
@@ -65,14 +71,19 @@ def coder(tokenizer, stop_ids: Sequence[int]) -> Coder:
       tokens = [*tokens, stop_ids[0]]
     if len(tokens) == 1:
       raise InputError('the completion is empty.')
+    if inside := [stops[i] for i in tokens[:-1] if i in stops]:
+      raise InputError(
+        f'the completion contains the stop token {inside[0]!r}, where it would end. '
+        'Take it out of the text.'
+      )
     return Ids(tokens, [1] * len(tokens))
 
-  def joined(before: Prompt, after: Completion) -> bool:
+  def joined(before: Prompt, after: Completion, options: Mapping = {}) -> bool:
     if isinstance(after, Steps):
       after = after.texts[0]
     if not isinstance(before, str):
-      asked = render(tokenizer, before, True)
-      told = render(tokenizer, [*before, *as_messages(after)[:1]], False)
+      asked = render(tokenizer, before, True, options)
+      told = render(tokenizer, [*before, *as_messages(after)[:1]], False, options)
       before, after = asked, rest(asked, told, 0)
     return merges(tokenizer, before, after)
 
@@ -239,6 +250,17 @@ def check_calls(message: dict, words: str, turn: int) -> None:
         f'the chat template does not show the tool calls of message {turn} of the '
         f'completion, of which it says {words[:80]!r}. Put the call of {name!r} into '
         'the content as text, or set config.model.chat_template.'
+      )
+
+
+def check_tools(words: str, tools: Iterable) -> None:
+  """Refuses a tool whose name is not in `words`."""
+  for tool in tools:
+    if (name := called(tool)) not in words:
+      raise InputError(
+        f'the chat template does not show the tools, of which {name!r} is one. Take '
+        'them out of the data, or name a template that does with config.model.'
+        'chat_template.'
       )
 
 

@@ -1,9 +1,10 @@
-"""Training prompts that share a run of words with held-out ones."""
+"""Training examples that share a run of words with held-out ones."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from jaxrl_llm.data.chat import Prompt
+from jaxrl_llm.data.examples import Example
 
 
 def words_of(prompt: Prompt) -> str:
@@ -11,6 +12,17 @@ def words_of(prompt: Prompt) -> str:
   if isinstance(prompt, str):
     return prompt
   return '\n'.join(str(m.get('content', '')) for m in prompt)
+
+
+def given(example: Example) -> list[str]:
+  """The texts that an example is given: prompts, and in completions the turns of others
+  than an assistant. Of plain text without a prompt it is the completion.
+  """
+  others = example.aux.prompts if example.aux else ()
+  talks = [c for c in example.completions if isinstance(c, list)]
+  turns = [[m] for talk in talks for m in talk if m['role'] != 'assistant']
+  texts = map(words_of, (example.prompt, *example.prompts, *others, *turns))
+  return [*dict.fromkeys(filter(None, texts))] or [str(example.completions[0])]
 
 
 def grams(text: str, n: int) -> set[tuple[str, ...]]:
@@ -22,18 +34,28 @@ def grams(text: str, n: int) -> set[tuple[str, ...]]:
   return {tuple(words[i : i + n]) for i in starts}
 
 
-def shared(train: Iterable[str], test: Iterable[str], n: int) -> Iterable[str]:
-  """The training texts that have n words in a row in common with a test text."""
-  seen: set[tuple[str, ...]] = set()
-  for text in test:
-    seen |= grams(text, n)
-  return (text for text in train if grams(text, n) & seen)
+def shared(
+  train: Iterable[Sequence[str]], test: Iterable[Sequence[str]], n: int
+) -> Iterable[str]:
+  """Of each training example that has n words in a row in common with a test example
+  the text that has them. Examples are their texts.
+  """
+  seen = {g for texts in test for text in texts for g in grams(text, n)}
+  for texts in train:
+    yield from [text for text in texts if grams(text, n) & seen][:1]
 
 
-def report(train: Iterable[str], test: Iterable[str], n: int) -> str:
+def report(
+  train: Iterable[Sequence[str]], test: Iterable[Sequence[str]], n: int
+) -> str:
   """One line: how many, and an example."""
   found, first = 0, ''
   for text in shared(train, test, n):
     found, first = found + 1, first or text
   line = f'{found} training prompts share {n} words in a row with a held-out prompt'
   return f'{line}, for example {first[:80]!r}.' if found else f'{line}.'
+
+
+def told(train: Iterable[Example], test: Iterable[Example], n: int) -> str:
+  """`report` of examples."""
+  return report(map(given, train), map(given, test), n)

@@ -3,14 +3,13 @@
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from jaxrl_llm import types
 from jaxrl_llm.data.chat import Coder, Completion, Ids, Prompt
-from jaxrl_llm.data.lengths import Found
 from jaxrl_llm.data.tables import located
 from jaxrl_llm.types import Batch, InputError
 
@@ -25,7 +24,10 @@ class Example(NamedTuple):
   step_labels: Sequence[Sequence[float]] = ()  # Of each completion, where it has steps.
   prompts: Sequence[Prompt] = ()  # Of each completion, where they are not one.
   aux: 'Example | None' = None  # Becomes Batch.aux.
-  where: str = ''  # File and line, for messages. The last field: no part of a digest.
+  template: Mapping[str, Any] = {}  # What the chat template reads beside messages.
+  # The last two are no part of a digest.
+  optional: bool = False  # Left out where it does not fit, in place of an error.
+  where: str = ''  # File and line, for messages.
 
 
 class Data(NamedTuple):
@@ -118,16 +120,18 @@ class Encoder:
       found = self.coded(example)
       if example.aux is None:
         return found
-      aux = self.coded(example.aux)
+      aux = self.coded(example.aux._replace(template=example.template))
     if found.kept and aux.kept:
       return found._replace(aux=aux)
     return emptied(found)._replace(aux=emptied(aux))
 
   def coded(self, example: Example) -> Coded:
-    prompt = self.coder.prompt(example.prompt)
-    prompts = [self.coder.prompt(p) for p in example.prompts]
+    options = example.template
+    prompt = self.coder.prompt(example.prompt, options)
+    prompts = [self.coder.prompt(p, options) for p in example.prompts]
     before = example.prompts or [example.prompt] * len(example.completions)
-    found = [self.coder.completion(p, c) for p, c in zip(before, example.completions)]
+    both = zip(before, example.completions)
+    found = [self.coder.completion(p, c, options) for p, c in both]
     longest = max(len(c.tokens) for c in found)
     asked = max(len(p) for p in prompts or [prompt])
     over = (
@@ -254,7 +258,8 @@ def in_turns(
 def boundaries(coder: Coder, examples: Sequence[Example]) -> list[str]:
   """A line to say where prompts end within a token of one encoding, else none."""
   looked = [examples[i] for i in range(min(len(examples), 100))]
-  found = sum(any(coder.merges(e.prompt, c) for c in e.completions) for e in looked)
+  merges = lambda e, c: coder.merges(e.prompt, c, e.template)
+  found = sum(any(merges(e, c) for c in e.completions) for e in looked)
   if not found:
     return []
   return [
@@ -262,65 +267,3 @@ def boundaries(coder: Coder, examples: Sequence[Example]) -> list[str]:
     'space: their completions begin with tokens that are rare there. Move such an end '
     'into the completions.'
   ]
-
-
-def check(examples: Sequence[Example], encode: Encoder, method: str) -> Found:
-  """Reads every example once, so that nothing is found wrong in the middle of a run.
-
-  Returns how long they are, and which are left.
-
-  Raises:
-    InputError: one cannot be encoded, is of another shape than the first, or is what
-      the method would misread.
-  """
-  first, count = describe(examples[0]), len(examples)
-  sizes, kept = np.zeros((count, 2), np.int32), np.zeros(count, bool)
-  for i in range(count):
-    example = examples[i]
-    coded = encode.read(example)
-    sizes[i], kept[i] = coded.whole, coded.kept
-    where = example.where or f'example {i}'
-    if (found := describe(example)) != first:
-      raise InputError(
-        f'{where}: {found}; the first one has {first}. All of a data set are alike.'
-      )
-    tied = method in TYING and example.extra.get('tie')
-    if not tied and (wrong := misread(example.reward, method)):
-      raise InputError(f'{where}: {method}: {wrong}')
-  return Found(sizes, kept)
-
-
-def describe(example: Example) -> str:
-  return f'{len(example.completions)} completions and {sorted(example.extra)} beside'
-
-
-# Methods that read a group of two as (chosen, rejected).
-PAIRED = ('dpo', 'cdpo', 'robust_dpo', 'ipo', 'f_dpo', 'dpo_positive', 'ln_dpo')
-PAIRED += ('r_dpo', 'tr_dpo', 'wpo', 'discopop', 'apo_zero', 'apo_down', 'exo')
-PAIRED += ('aot', 'aot_unpaired', 'simpo', 'orpo', 'cpo', 'slic', 'bradley_terry')
-PAIRED += ('ensemble', 'cpl', 'spin', 'tdpo', 'mapl', 'armo', 't_reg', 'p_rlhf')
-TYING = ('bradley_terry', 'ensemble')  # Those of them that can make use of a tie.
-
-
-def misread(reward: Sequence[float], method: str) -> str:
-  """What the method would take for something else; it checks the rest itself."""
-  if method in PAIRED and len(reward) == 2 and not reward[0] > reward[1]:
-    return f'the first completion of a pair is the better one; rewards are {reward}.'
-  if method in ('kto', 'bco', 'orm') and not set(reward) <= {-1.0, 1.0}:
-    return (
-      f'rewards are +1 (desirable) or -1 (undesirable), not {reward}. Set '
-      "config.data.kind='labels'."
-    )
-  if method == 'rlbff' and sorted(reward) != [0.0, 1.0]:
-    return "completions are Yes and No; set config.data.kind='principles'."
-  if method == 'sft' and len(reward) != 1:
-    return (
-      f'every completion is imitated, and there are {len(reward)} of a prompt. Keep '
-      'the good ones, as groups of one.'
-    )
-  if method == 'sft' and reward[0] != 1:
-    return (
-      f'every completion is imitated, and this one has reward {reward[0]}. Set '
-      "config.data.kind='demonstrations', or keep the good ones."
-    )
-  return ''

@@ -2,14 +2,15 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from jaxrl_llm import build
 from jaxrl_llm.data import contamination as overlap
 from jaxrl_llm.data.examples import Data, Example
-from jaxrl_llm.data.kinds import KINDS, check, conversation
+from jaxrl_llm.data.fields import conversation, template
+from jaxrl_llm.data.kinds import KINDS, check
 from jaxrl_llm.data.tables import located, open_table
 from jaxrl_llm.types import InputError
 
@@ -38,9 +39,9 @@ def files(
     as_chat: a prompt that is a string becomes a user message; else it is plain text.
     limit: rows of `path` to use at most; 0 is all.
     bad_rows: 'error' stops at a row that does not fit, 'drop' leaves it out and says
-      how many there were.
-    contamination: reports training prompts that share this many words in a row with
-      a held-out prompt; 0 does not look.
+      how many there were; so too where it cannot be encoded, or is unlike the first.
+    contamination: reports training examples that share this many words in a row with
+      a held-out one, in what is asked or told and not learned; 0 does not look.
     seed: of the choice of held-out rows.
 
   Raises:
@@ -50,7 +51,7 @@ def files(
   for name, value in counts.items():
     if value < 0:
       raise InputError(f'config.data.{name}={value}; give 0 or more.')
-  read = reader(converter(kind), named(columns), as_chat)
+  read = reader(converter(kind), named(columns), as_chat, bad_rows == 'drop')
   if bad_rows not in ('error', 'drop'):
     raise InputError(f"config.data.bad_rows={bad_rows!r}; there are 'error', 'drop'.")
   digest, report = hashlib.sha256(), []
@@ -72,7 +73,7 @@ def files(
     raise InputError('config.data: no held-out rows; give test_path or test_size.')
   report.append(f'{path}: {len(train)} examples to train on, {len(test)} held out.')
   if contamination:
-    report.append(overlap.report(prompts(train), prompts(test), contamination))
+    report.append(overlap.told(train, test, contamination))
   return Data(train, test, digest.hexdigest(), report)
 
 
@@ -95,14 +96,18 @@ def named(columns: dict | str) -> dict[str, str]:
   return {our.strip(): theirs.strip() for our, _, theirs in parts}
 
 
-def reader(convert, columns: dict, as_chat: bool) -> Callable[[dict], Example]:
+def reader(
+  convert, columns: dict, as_chat: bool, optional: bool = False
+) -> Callable[[dict], Example]:
   """Row to example: fields renamed, converted, a bare prompt put into a message."""
-  known = columns and convert in KINDS.values()
+  ours = convert in KINDS.values()
+  known = columns and ours
 
   def read(row: dict) -> Example:
     row = renamed(row, columns) if columns else row
     row = Looked(row) if known else row
-    example = check(called(convert, row))
+    example = check(called(convert, row))._replace(optional=optional)
+    example = example._replace(template=template(row)) if ours else example
     if known and (unread := columns.keys() - row.seen):
       raise InputError(
         f'config.data.columns: {sorted(unread)} is no field of kind '
@@ -110,7 +115,14 @@ def reader(convert, columns: dict, as_chat: bool) -> Callable[[dict], Example]:
       )
     if as_chat and example.prompt == '':
       raise InputError("config.data.as_chat: 'text' has no prompt; unset it.")
-    return example._replace(prompt=conversation(example.prompt)) if as_chat else example
+    if as_chat:
+      return example._replace(prompt=conversation(example.prompt))
+    if example.template and isinstance(example.prompt, str):
+      raise InputError(
+        f'{[*example.template]} are for a chat template, and the prompt is plain text. '
+        'Give messages, or set config.data.as_chat.'
+      )
+    return example
 
   return read
 
@@ -200,15 +212,12 @@ class Examples(Sequence):
           raise
         problem, good[i] = problem if not good.all() else str(error), False
         continue
-      digest.update(json.dumps(example[:-1], sort_keys=True, default=str).encode())
+      known = example[: -2 if example.template else -3]
+      digest.update(json.dumps(known, sort_keys=True, default=str).encode())
       keys[i] = key_of(example, seed)
     if not good.any():
       raise InputError(problem)
     return keys, good, problem
-
-
-def prompts(examples: Iterable[Example]) -> Iterable[str]:
-  return (asked(example) for example in examples)
 
 
 def asked(example: Example) -> str:

@@ -9,31 +9,58 @@ from typing import Any
 
 from jaxrl_llm.data.chat import Messages, Prompt, Steps
 from jaxrl_llm.data.examples import Example
+from jaxrl_llm.data.fields import (
+  Row,
+  asked_in,
+  completion,
+  conversation,
+  kind_of,
+  listed,
+  messages,
+  named,
+  number,
+  prompt,
+  said,
+  text,
+  truth,
+)
 from jaxrl_llm.types import InputError
 
-Row = dict[str, Any]
 VERDICTS = ('Yes', 'No')  # Of principles, in this order.
 
 
 def demonstrations(row: Row) -> Example:
   """{prompt, completion}; {messages}, whose assistant turns are learned; {text}."""
-  forms = [k for k in ('messages', 'text', 'completion') if row.get(k) is not None]
+  forms = ('messages', 'text', 'completion', 'response')
+  forms = [k for k in forms if row.get(k) is not None]
   if len(forms) > 1:
     raise InputError(
       f'{forms} are each a demonstration of their own; keep one of them.'
     )
-  if 'messages' in row:
-    whole = messages(row, 'messages')
-    first = next((i for i, m in enumerate(whole) if m['role'] == 'assistant'), None)
-    if not first:
-      raise InputError(
-        "'messages' needs a user message and then an assistant message; its roles are "
-        f'{[m["role"] for m in whole]}.'
-      )
-    return Example(whole[:first], (whole[first:],), (1.0,))
-  if 'text' in row:
+  if forms == ['messages']:
+    return talked(row)
+  if forms == ['text']:
+    if row.get('prompt') is not None:
+      raise InputError("'text' has no 'prompt' beside it; keep one of them.")
     return Example('', (said(row, 'text'),), (1.0,))
-  return Example(prompt(row), (said(row, 'completion'),), (1.0,))
+  return Example(prompt(row), (completion(row),), (1.0,))
+
+
+def talked(row: Row) -> Example:
+  """A conversation's assistant turns after its first message. What follows the last of
+  them is not learned; a 'prompt' beside it may repeat what it begins with.
+  """
+  whole = messages(row, 'messages')
+  turns = [i for i, m in enumerate(whole) if i and m['role'] == 'assistant']
+  if not turns:
+    raise InputError(
+      "'messages' needs a message and then an assistant's; its roles are "
+      f'{[m["role"] for m in whole]}.'
+    )
+  asked = whole[: turns[0]]
+  if row.get('prompt') is not None and not within(prompt(row), asked):
+    raise InputError("'prompt' is not what 'messages' begins with; leave it out.")
+  return Example(asked, (whole[turns[0] : turns[-1] + 1],), (1.0,))
 
 
 def pairs(row: Row) -> Example:
@@ -41,6 +68,11 @@ def pairs(row: Row) -> Example:
   where a 'prompt' beside them repeats it. `margin` is kept; with `tie` true neither is
   the better one.
   """
+  if row.get('weight') is not None and number(row, 'weight') != 1:
+    raise InputError(
+      f"'weight' is {row['weight']}, and all pairs weigh the same here. Leave it out, "
+      'or weigh data sets against each other in a mixture.'
+    )
   chosen, rejected = said(row, 'chosen'), said(row, 'rejected')
   if isinstance(chosen, list) != isinstance(rejected, list):
     raise InputError("'chosen' and 'rejected' are a string and a list of messages.")
@@ -48,15 +80,16 @@ def pairs(row: Row) -> Example:
     raise InputError("'chosen' and 'rejected' are the same.")
   asked, chosen, rejected = answered(row, chosen, rejected)
   extra = {'margin': number(row, 'margin')} if row.get('margin') is not None else {}
-  extra |= {'tie': float(bool(row['tie']))} if 'tie' in row else {}
-  reward = (0.5, 0.5) if row.get('tie') else (1.0, 0.0)
+  tied = row.get('tie') is not None and truth(row, 'tie')
+  extra |= {'tie': float(tied)} if 'tie' in row else {}
+  reward = (0.5, 0.5) if tied else (1.0, 0.0)
   return Example(asked, (chosen, rejected), reward, extra)
 
 
 def answered(row: Row, chosen, rejected) -> tuple[Prompt, Any, Any]:
   """The prompt of a pair, and what follows it on either side."""
   given = None
-  if row.get('prompt') is not None or row.get('messages') is not None:
+  if row.get(asked_in(row)) is not None:
     given = prompt(row)
     given = conversation(given) if isinstance(chosen, list) else given
     if not (isinstance(chosen, list) and chosen[0]['role'] in ('system', 'user')):
@@ -67,13 +100,18 @@ def answered(row: Row, chosen, rejected) -> tuple[Prompt, Any, Any]:
       "'chosen' and 'rejected' begin with no common prompt, or one has nothing after "
       "it; give 'prompt'."
     )
-  first = stripped(shared)
-  if given and not all(m in first for m in stripped(given)):
+  if given and not within(given, shared):
     raise InputError(
       "'prompt' is not what 'chosen' and 'rejected' begin with; leave it out, or give "
       'answers alone.'
     )
   return shared, chosen[len(shared) :], rejected[len(shared) :]
+
+
+def within(given: Prompt, asked: Messages) -> bool:
+  """Whether a prompt repeats one, or part of it; space around texts does not count."""
+  there = stripped(asked)
+  return all(m in there for m in stripped(conversation(given)))
 
 
 def stripped(words: str | Messages) -> Any:
@@ -98,8 +136,8 @@ def user_pairs(row: Row) -> Example:
 
 
 def personal_pairs(row: Row) -> Example:
-  """As `pairs`, with `user`, a number from 1; 0 is nobody in particular."""
-  user = number(row, 'user')
+  """As `pairs`, with `user` or `user_id`, a number from 1; 0 is anybody."""
+  user = number(row, named(row, 'user', 'user_id'))
   if user < 0 or user % 1:
     raise InputError(f"'user' is {user}; a whole number from 0 is due.")
   found = pairs(row)
@@ -135,12 +173,22 @@ def hh(row: Row) -> Example:
   return pairs(turns)
 
 
+def costs(row: Row) -> Example:
+  """Safe RLHF's {input, answer, other_answer, safer}: whether `answer` is safer.
+
+  The costlier answer comes first, so that what bradley_terry learns is a cost. The
+  labels of each answer alone (is_safe, is_other_safe) are not read: its 0 is free.
+  """
+  asked, both = said(row, 'input'), [said(row, 'other_answer'), said(row, 'answer')]
+  if stripped(both[0]) == stripped(both[1]):
+    raise InputError("'answer' and 'other_answer' are the same.")
+  return Example(asked, both if truth(row, 'safer') else both[::-1], (1.0, 0.0))
+
+
 def labels(row: Row) -> Example:
   """{prompt, completion, label}: label is true (desirable) or false. For KTO."""
-  label = row.get('label')
-  if not isinstance(label, bool):
-    raise InputError(f"'label' is {label!r}; true or false is due.")
-  return Example(prompt(row), (said(row, 'completion'),), (1.0 if label else -1.0,))
+  reward = 1.0 if truth(row, 'label') else -1.0
+  return Example(prompt(row), (completion(row),), (reward,))
 
 
 def rankings(row: Row) -> Example:
@@ -168,7 +216,7 @@ def ratings(row: Row) -> Example:
   found = row.get('ratings')
   if not isinstance(found, dict) or not found:
     raise InputError(f"'ratings' is {found!r}; an object of numbers is due.")
-  return Example(prompt(row), (said(row, 'completion'),), (0.0,), told(found))
+  return Example(prompt(row), (completion(row),), (0.0,), told(found))
 
 
 def rated_pairs(row: Row) -> Example:
@@ -204,7 +252,8 @@ def principles(row: Row) -> Example:
   fulfilment = str(row.get('fulfilment')).lower()
   if fulfilment not in ('yes', 'no'):
     raise InputError(f"'fulfilment' is {row.get('fulfilment')!r}; Yes or No is due.")
-  whole = judged(prompt(row), text(row, 'completion'), text(row, 'principle'))
+  answer = text(row, named(row, 'completion', 'response'))
+  whole = judged(prompt(row), answer, text(row, 'principle'))
   reward = (1.0, 0.0) if fulfilment == 'yes' else (0.0, 1.0)
   return Example(whole, VERDICTS, reward)
 
@@ -216,25 +265,38 @@ def judged(asked: Prompt, completion: str, principle: str) -> Messages:
 
 
 def steps(row: Row) -> Example:
-  """{prompt, completions: steps of one solution, labels: true, false or a number each}.
+  """{prompt, completions: steps of one solution, labels: true, false or a number each};
+  {question, steps: [{text, label or p}]}.
 
   A label may be a list: the outcomes, true or false, of completions sampled from there,
   whose mean it then is (Math-Shepherd's Monte-Carlo labels). Batches have the labels in
   `extra['step_label']`, at each step's last token.
   """
-  texts, given = listed(row, 'completions'), listed(row, 'labels')
+  asked, texts, given = solved(row)
   if len(texts) != len(given):
     raise InputError(f'there are {len(texts)} steps and {len(given)} labels.')
   texts = [text({'completions': t}, 'completions') for t in texts]
   values = [label(x) for x in given]
-  return Example(prompt(row), (Steps(texts),), (0.0,), step_labels=(values,))
+  return Example(asked, (Steps(texts),), (0.0,), step_labels=(values,))
+
+
+def solved(row: Row) -> tuple[Prompt, list, list]:
+  """The question, the steps and their labels, of either form of `steps`."""
+  if row.get('steps') is None:
+    return prompt(row), listed(row, 'completions'), listed(row, 'labels')
+  found = listed(row, 'steps')
+  if not all(isinstance(x, dict) for x in found):
+    raise InputError("'steps' is a list of {text, label}.")
+  asked = prompt({'prompt': row[named(row, asked_in(row), 'question')]})
+  texts, given = zip(*((x.get('text'), x.get(named(x, 'label', 'p'))) for x in found))
+  return asked, [*texts], [*given]
 
 
 def steps_to_error(row: Row) -> Example:
   """As `steps`, up to the first label below 0 or false: PRM800K's rule."""
   example = steps(row)
   texts, values = example.completions[0].texts, example.step_labels[0]
-  wrong = [x < 0 or given is False for x, given in zip(values, row['labels'])]
+  wrong = [x < 0 or given is False for x, given in zip(values, solved(row)[2])]
   size = wrong.index(True) + 1 if any(wrong) else len(values)
   found = Steps(texts[:size])
   return example._replace(completions=(found,), step_labels=(values[:size],))
@@ -252,7 +314,7 @@ KINDS: dict[str, Callable[[Row], Example]] = {
   f.__name__: f
   for f in (
     *(demonstrations, pairs, user_pairs, personal_pairs, contrastive_pairs),
-    *(prompt_pairs, hh, labels, rankings),
+    *(prompt_pairs, hh, costs, labels, rankings),
     *(ratings, rated_pairs, principles, steps, steps_to_error),
   )
 }
@@ -265,15 +327,15 @@ def check(example: Example) -> Example:
   for told in (example.prompt, *example.prompts, *example.completions):
     for words in spoken(told):
       whole(words)
-  for said in example.completions:
-    if isinstance(said, (str, Steps)):
+  for answer in example.completions:
+    if isinstance(answer, (str, Steps)):
       continue
     if isinstance(example.prompt, str):
       raise InputError('the prompt is a string and the completion a list of messages.')
-    if not said or said[-1]['role'] != 'assistant':
+    if not answer or answer[-1]['role'] != 'assistant':
       raise InputError('a completion does not end with an assistant message.')
     silent = lambda m: not (m.get('content') or m.get('tool_calls'))
-    if any(silent(m) for m in said if m['role'] == 'assistant'):
+    if any(silent(m) for m in answer if m['role'] == 'assistant'):
       raise InputError('an assistant message is empty.')
   return example
 
@@ -297,75 +359,6 @@ def whole(words: str) -> None:
     words.encode()
   except UnicodeEncodeError as error:
     raise InputError(f'half a character (a lone surrogate): {error}.') from error
-
-
-# ---- Fields --------------------------------------------------------------------------
-
-
-def prompt(row: Row) -> Prompt:
-  """'prompt', a string or messages; or 'messages'."""
-  if 'prompt' in row and isinstance(row['prompt'], str):
-    return text(row, 'prompt')
-  return messages(row, 'prompt' if 'prompt' in row else 'messages')
-
-
-def conversation(prompt: Prompt) -> Messages:
-  """A prompt as messages: a string is what a user says."""
-  return [{'role': 'user', 'content': prompt}] if isinstance(prompt, str) else prompt
-
-
-def said(row: Row, key: str) -> str | Messages:
-  """A string that is not empty, or messages."""
-  if isinstance(row.get(key), list):
-    return messages(row, key)
-  return text(row, key)
-
-
-def text(row: Row, key: str) -> str:
-  value = row.get(key)
-  if isinstance(value, bytes):  # tensorflow-datasets gives text as bytes.
-    try:
-      value = value.decode()
-    except UnicodeDecodeError as error:
-      raise InputError(f'{key!r} is not UTF-8: {error}.') from error
-  if not isinstance(value, str):
-    raise InputError(f'{key!r} is {kind_of(row, key)}; a string is due.')
-  if not value.strip():
-    raise InputError(f'{key!r} is empty.')
-  return value
-
-
-def messages(row: Row, key: str) -> Messages:
-  value = row.get(key)
-  good = isinstance(value, list) and all(
-    isinstance(m, dict) and isinstance(m.get('role'), str) for m in value
-  )
-  if not good or not value:
-    raise InputError(
-      f'{key!r} is {kind_of(row, key)}; a list of messages {{role, content}} is due.'
-    )
-  return value
-
-
-def listed(row: Row, key: str) -> list:
-  value = row.get(key)
-  if not isinstance(value, list) or not value:
-    raise InputError(f'{key!r} is {kind_of(row, key)}; a list is due.')
-  return value
-
-
-def number(row: Row, key: str) -> float:
-  value = row.get(key)
-  good = isinstance(value, (int, float)) and not isinstance(value, bool)
-  if not good or not abs(value) < 1e30:
-    raise InputError(f'{key!r} is {str(value)[:40]!r}; a number is due.')
-  return float(value)
-
-
-def kind_of(row: Row, key: str) -> str:
-  if key not in row:
-    return f'missing (fields: {", ".join(map(str, sorted(row)))})'
-  return f'of type {type(row[key]).__name__}'
 
 
 def common(a, b):

@@ -6,16 +6,18 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxrl_llm import build
+from jaxrl_llm.data import contamination as overlap
 from jaxrl_llm.data.examples import Data, Example
 from jaxrl_llm.types import InputError
 
 
-def mixture(*, parts: dict) -> Data:
+def mixture(*, parts: dict, contamination: int = 0) -> Data:
   """Training examples drawn by weight; held-out examples of all parts, one by one.
 
   Args:
     parts: name to {name, weight, options of that data set}: a weight is a share of the
       training examples, and weights need not sum to 1. A small part is repeated.
+    contamination: as in `files`, of all training against all held-out examples.
   """
   found, weights = {}, {}
   for key, options in parts.items():
@@ -28,12 +30,16 @@ def mixture(*, parts: dict) -> Data:
     found[key] = build.made('jaxrl_llm.data', options, where)
   if not found:
     raise InputError('config.data.parts is empty; give at least one data set.')
+  train = Joined([d.train for d in found.values()])
+  test = Joined([d.test for d in found.values()])
+  report = [f'{key}: {line}' for key, d in found.items() for line in d.report]
+  report += [overlap.told(train, test, contamination)] if contamination else []
   digest = hashlib.sha256(repr([d.digest for d in found.values()]).encode())
   return Data(
-    Joined([d.train for d in found.values()]),
-    Joined([d.test for d in found.values()]),
+    train,
+    test,
     digest.hexdigest(),
-    [f'{key}: {line}' for key, d in found.items() for line in d.report],
+    report,
     [(len(d.train), weights[key]) for key, d in found.items()],
   )
 

@@ -7,13 +7,14 @@ import array
 import contextlib
 import gzip
 import json
+import mmap
 import os
 import pathlib
 import re
 import shutil
 import tempfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -54,10 +55,13 @@ class JsonLines(Sequence):
 
 
 class Rows(Sequence):
-  """Any sequence of dicts under a name: a list, a data source of tfds, `datasets`."""
+  """Any sequence of dicts under a name: a list, a data source of tfds, `datasets`.
 
-  def __init__(self, rows: Sequence, name: str):
-    self.rows, self.name = rows, name
+  `change` is what its way to store rows asks for, row to row.
+  """
+
+  def __init__(self, rows: Sequence, name: str, change: Callable = lambda row: row):
+    self.rows, self.name, self.change = rows, name, change
 
   def __len__(self) -> int:
     return len(self.rows)
@@ -67,7 +71,7 @@ class Rows(Sequence):
     if isinstance(row, dict) and row.keys() == {'json'}:  # See prepare.py.
       row = json.loads(row['json'])
     elif isinstance(row, dict):
-      row = {k: plain(x) for k, x in row.items()}
+      row = plain(self.change(row))
     if not isinstance(row, dict):
       raise InputError(
         f'{self.where(index)}: {type(row).__name__} in place of an object.'
@@ -79,10 +83,7 @@ class Rows(Sequence):
 
 
 def plain(value: Any) -> Any:
-  """What tfds and `datasets` give as what JSON would: numbers, text, lists, objects.
-
-  An object of lists of one length is their way to write a list of objects.
-  """
+  """Bytes and arrays as what JSON would give: text, numbers, lists, objects."""
   if isinstance(value, bytes):
     with contextlib.suppress(UnicodeDecodeError):
       value = value.decode()
@@ -92,11 +93,21 @@ def plain(value: Any) -> Any:
   if isinstance(value, (list, tuple)):
     return [plain(x) for x in value]
   if isinstance(value, dict):
-    found = {k: plain(x) for k, x in value.items()}
-    sizes = {len(x) if isinstance(x, list) else -1 for x in found.values()}
-    if len(sizes) == 1 and -1 not in sizes:
-      return [dict(zip(found, row)) for row in zip(*found.values())]
-    return found
+    return {k: plain(x) for k, x in value.items()}
+  return value
+
+
+def unpadded(value: Any, inside: bool = False) -> Any:
+  """A row of Arrow's without the nulls in messages and tools.
+
+  Arrow gives every object of a column the fields that any of them has.
+  """
+  if isinstance(value, list):
+    return [unpadded(x, inside) for x in value]
+  if isinstance(value, dict):
+    inside = inside or 'role' in value
+    kept = {k: x for k, x in value.items() if not (inside and x is None)}
+    return {k: unpadded(x, inside or k == 'tools') for k, x in kept.items()}
   return value
 
 
@@ -126,7 +137,10 @@ def unpacked(path: str):
 def parse(line: bytes, where: str) -> dict[str, Any]:
   """A line's JSON object."""
   try:
-    row = json.loads(line.decode('utf-8-sig').rstrip())
+    text = line.decode('utf-8-sig').rstrip()
+    row = json.loads(text, object_pairs_hook=unique)
+  except InputError as error:
+    raise InputError(f'{where}: {error}') from error
   except UnicodeDecodeError as error:
     raise InputError(
       f'{where}: not UTF-8 at byte {error.start}; save it as UTF-8.'
@@ -142,13 +156,24 @@ def parse(line: bytes, where: str) -> dict[str, Any]:
   return row
 
 
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  """An object's keys and values, where no key stands twice."""
+  found = dict(pairs)
+  if len(found) < len(pairs):
+    keys = [key for key, _ in pairs]
+    twice = next(key for key in keys if keys.count(key) > 1)
+    raise InputError(f'an object has the key {twice!r} twice; keep one of them.')
+  return found
+
+
 def open_table(path: str) -> Sequence:
   """A table by path or name.
 
   Args:
-    path: a .jsonl, .jsonl.gz, .json (a list of objects) or .parquet file;
+    path: a .jsonl, .jsonl.gz or .parquet file, or .json (a list of objects), which is
+      held in memory;
       'tfds:NAME[:SPLIT[:DATA_DIR]]'; 'hf:NAME[:SPLIT[:CONFIG]]' for the `datasets`
-      package;
+      package. A split is 'train' where none is named, and may be a slice, 'train[:5]';
       'python:PACKAGE.FUNCTION', which returns an iterable of dicts that ends: its rows
       are held in memory.
 
@@ -160,7 +185,8 @@ def open_table(path: str) -> Sequence:
     # A colon between brackets is a slice's.
     name, split, third = (*re.split(r':(?![^\[]*\])', rest, maxsplit=2), '', '')[:3]
     load = from_tfds if kind == 'tfds' else from_hub
-    return Rows(load(name, split or 'train', third), path)
+    rows, change = load(name, split, third)
+    return Rows(rows, path, change)
   if kind == 'python' and '.' in rest:
     return Rows(made(build.attribute('', rest, path), path), path)
   path = os.path.expanduser(path)
@@ -172,7 +198,7 @@ def open_table(path: str) -> Sequence:
   if ending.endswith('.json'):
     return Rows(json_list(path), path)
   if ending.endswith('.parquet'):
-    return Rows(Parquet(path), path)
+    return Rows(Parquet(path), path, unpadded)
   raise InputError(
     f'{path}: of no known kind; give .jsonl, .jsonl.gz, .json, .parquet, tfds:NAME, '
     'hf:NAME or python:PACKAGE.FUNCTION.'
@@ -189,7 +215,10 @@ def made(function, path: str) -> list:
 
 def json_list(path: str) -> list:
   try:
-    found = json.loads(pathlib.Path(path).read_bytes())
+    text = pathlib.Path(path).read_bytes()
+    found = json.loads(text, object_pairs_hook=unique)
+  except InputError as error:
+    raise InputError(f'{path}: {error}') from error
   except ValueError as error:
     hint = (
       ' With an object a line it is a .jsonl file.' if 'Extra' in str(error) else ''
@@ -201,14 +230,13 @@ def json_list(path: str) -> list:
 
 
 class Parquet(Sequence):
-  """A parquet file, mapped."""
+  """A parquet file, unpacked to a temporary one that is mapped."""
 
   def __init__(self, path: str):
     import pyarrow
-    from pyarrow import parquet
 
     try:
-      self.table = parquet.read_table(path, memory_map=True)
+      self.table = pyarrow.ipc.open_file(arrow(path)).read_all()
     except (OSError, pyarrow.ArrowException) as error:
       raise InputError(f'{path}: no readable parquet file: {error}') from error
 
@@ -219,9 +247,31 @@ class Parquet(Sequence):
     return self.table.slice(index, 1).to_pylist()[0]
 
 
-def from_tfds(name: str, split: str, data_dir: str) -> Sequence:
+def arrow(path: str):
+  """A parquet file's rows in Arrow's own form, as a mapped temporary file."""
+  import pyarrow
+  from pyarrow import parquet
+
+  file = tempfile.TemporaryFile()  # noqa: SIM115
+  with parquet.ParquetFile(path, memory_map=True, pre_buffer=False) as packed:
+    # A file of Arrow's takes one dictionary a column, and parquet has one a row group.
+    flat = lambda t: t.value_type if pyarrow.types.is_dictionary(t) else t
+    schema = pyarrow.schema([f.with_type(flat(f.type)) for f in packed.schema_arrow])
+    with pyarrow.ipc.new_file(file, schema) as out:
+      for batch in packed.iter_batches(1024):
+        # Only what must be is cast: pyarrow fails at columns of nulls within lists.
+        pairs = zip(batch.columns, schema.types)
+        columns = [c if c.type == kind else c.cast(kind) for c, kind in pairs]
+        out.write_batch(pyarrow.record_batch(columns, schema=schema))
+  file.flush()
+  return pyarrow.py_buffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+
+def from_tfds(name: str, split: str, data_dir: str) -> tuple[Sequence, Callable]:
   """A prepared data set of array_record or parquet files, without TensorFlow."""
   import tensorflow_datasets as tfds
+
+  split = split or 'train'
 
   try:
     builder = (
@@ -232,7 +282,8 @@ def from_tfds(name: str, split: str, data_dir: str) -> Sequence:
     if (base := re.split(r'[\[+]', split)[0]) not in builder.info.splits:
       there = sorted(builder.info.splits)
       raise InputError(f'tfds:{name} has no split {base!r}; there are {there}.')
-    return builder.as_data_source(split)
+    rows, features = builder.as_data_source(split), builder.info.features
+    return rows, lambda row: objects(row, features)
   except InputError:
     raise
   except Exception as error:  # tfds raises many kinds, and ImportError for TensorFlow.
@@ -243,18 +294,58 @@ def from_tfds(name: str, split: str, data_dir: str) -> Sequence:
     ) from error
 
 
-def from_hub(name: str, split: str, config: str) -> Sequence:
+def objects(value: Any, feature: Any) -> Any:
+  """What tfds gives, with lists of objects, which it writes as objects of lists."""
+  import tensorflow_datasets as tfds
+
+  if isinstance(feature, tfds.features.FeaturesDict):
+    return {k: objects(x, feature[k]) for k, x in value.items()}
+  if not isinstance(feature, tfds.features.Sequence):
+    return value
+  if not isinstance(feature.feature, tfds.features.FeaturesDict):
+    return [objects(x, feature.feature) for x in value]
+  column = value
+  while isinstance(column, dict):
+    column = next(iter(column.values()))
+  return [objects(nth(value, i), feature.feature) for i in range(len(column))]
+
+
+def nth(value: Any, index: int) -> Any:
+  """Of an object of lists the object of their items."""
+  if isinstance(value, dict):
+    return {k: nth(x, index) for k, x in value.items()}
+  return value[index]
+
+
+def from_hub(name: str, split: str, config: str) -> tuple[Sequence, Callable]:
   """A data set of the `datasets` package, by path or hub name."""
   try:
     import datasets
   except ImportError as error:
     raise InputError('hf: needs the datasets package: pip install datasets.') from error
   try:
-    saved = pathlib.Path(name)
-    if (saved / 'dataset_dict.json').exists():
-      return datasets.load_from_disk(name)[split]
-    if (saved / 'state.json').exists():  # As `save_to_disk` writes.
-      return datasets.load_from_disk(name)
-    return datasets.load_dataset(name, config or None, split=split)
+    saved = ('dataset_dict.json', 'state.json')  # As `save_to_disk` writes.
+    if any((pathlib.Path(name) / file).exists() for file in saved):
+      rows = of_split(datasets.load_from_disk(name), split)
+    else:
+      rows = datasets.load_dataset(name, config or None, split=split or 'train')
   except Exception as error:  # datasets raises many kinds.
     raise InputError(f'hf:{name} ({split}) does not load: {error}') from error
+  return rows, unpadded
+
+
+def of_split(saved: Any, split: str) -> Sequence:
+  """A split of saved data, or a slice of one, as `datasets.load_dataset` reads them.
+
+  A data set that was saved without its split's name is 'train'.
+  """
+  import datasets
+
+  alone = isinstance(saved, datasets.Dataset)
+  splits = {str(saved.split or 'train'): saved} if alone else saved
+  asked = datasets.ReadInstruction.from_spec(
+    split or (next(iter(splits)) if alone else 'train')
+  )
+  parts = asked.to_absolute({name: len(rows) for name, rows in splits.items()})
+  chosen = [splits[p.splitname].select(range(p.from_, p.to)) for p in parts]
+  return datasets.concatenate_datasets(chosen)

@@ -4,7 +4,7 @@ import functools
 import importlib.util
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -229,8 +229,13 @@ def _tiny() -> Pretrained:
   return _of(stored, tokenizer)
 
 
-def render(tokenizer, messages: list[dict], ask: bool = True) -> str:
-  """The template's words for a conversation; `ask` opens the assistant's turn."""
+def render(
+  tokenizer, messages: list[dict], ask: bool = True, options: Mapping[str, Any] = {}
+) -> str:
+  """The template's words for a conversation; `ask` opens the assistant's turn.
+
+  `options` are what else the template reads: tools, or switches of its own.
+  """
   if tokenizer.chat_template is None:
     raise InputError(
       'The tokenizer has no chat template. Use an instruction-tuned model, or give '
@@ -238,7 +243,7 @@ def render(tokenizer, messages: list[dict], ask: bool = True) -> str:
     )
   try:
     return tokenizer.apply_chat_template(
-      messages, add_generation_prompt=ask, tokenize=False
+      messages, add_generation_prompt=ask, tokenize=False, **options
     )
   except Exception as error:  # A template raises what it likes: jinja, KeyError, ...
     raise InputError(f'the chat template refuses the conversation: {error}') from error

@@ -193,6 +193,6 @@ def told(train: list, test: list, left_out: str, words: int) -> list[str]:
   report = [f'{len(train)} questions to train on, {len(test)} held out{left_out}.']
   if words:
     said = lambda r: overlap.words_of([m for m in r.messages if m['role'] == 'user'])
-    texts = lambda rows: map(said, rows)
+    texts = lambda rows: ([said(r)] for r in rows)
     report.append(overlap.report(texts(train), texts(test), words))
   return report
