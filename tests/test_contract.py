@@ -48,6 +48,7 @@ METHODS = {  # A variant has its own name after a stroke.
   'reinforce_pp_baseline': {},
   'rebel': {},
   'raft': {},
+  'raft/prior': {'beta': 0.35},
   'remax': {},
   'ma_rlhf': {'n': 2},
   'rto': {},
