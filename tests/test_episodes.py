@@ -668,8 +668,8 @@ def test_pairs_share_what_was_said_before():
     drawn = there.source(there.state, step)
     batch = drawn.batch
     types.check(batch)
-    # Half of what the two share after '1-3\n' is the policy's, and sampled once.
-    shared = (batch.prompt_length - 4).sum() / 2
+    # Two in six of what the two share after '1-3\n' are the policy's, sampled once.
+    shared = (batch.prompt_length - 4).sum() / 3
     assert drawn.metrics['tokens'] == batch.mask.sum() + shared
     taken = batch.extra['turn'].max(-1)
     assert batch.completions.shape[:2] == (8, 2) and taken.min() == 1
