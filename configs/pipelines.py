@@ -6,7 +6,8 @@
   (Ouyang et al., 2022, https://arxiv.org/abs/2203.02155).
 - rto: a DPO policy, and PPO on its token rewards (methods/rto.py).
 - deepseek_r1: cold start, GRPO, the best completions to fine-tune the base on, a second
-  GRPO (2025, https://arxiv.org/abs/2501.12948; the upper clip is its 10).
+  GRPO (2025, https://arxiv.org/abs/2501.12948). Its upper clip of 10 does nothing in
+  one update a batch, as here; plan.minibatches=16 and plan.refresh=400 are its others.
 - cascade: one domain after another, on policy, without KL, every token alike
   (Nemotron-Cascade, 2025, https://arxiv.org/abs/2512.13607).
 - salsa: two SFT runs and PPO from the first, its reference the average of both (2024,

@@ -6,7 +6,8 @@ Those parameters are in the state, as frozen['behind']: what is drawn depends on
 state and the step alone, and a resumed run draws the same. A thread draws it early, of
 a copy, as the update takes the state; what it drew is used only where it is what the
 state asks for. The step makes up for the age by config.plan.importance, or by the
-method's own ratio (config.plan.trust_sampler). Ours; no paper is reproduced.
+method's own ratio, if it has one (config.plan.trust_sampler). Ours; no paper is
+reproduced.
 """
 
 import concurrent.futures

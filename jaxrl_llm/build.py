@@ -18,7 +18,7 @@ import jax
 import optax
 from ml_collections import config_dict
 
-from jaxrl_llm import sharding
+from jaxrl_llm import ranges, sharding
 from jaxrl_llm.types import InputError, Method
 
 # Which module an option draws its function from.
@@ -41,7 +41,10 @@ def method(name: str, **options) -> Method:
     for k, v in options.items()
   }
   factory = find('jaxrl_llm.methods', name, 'config.method.name')
-  return call(factory, options, f'config.method ({name})')
+  where = f'config.method ({name})'
+  if '.' not in name:  # What a file of one's own calls beta is its own affair.
+    ranges.check_method(name, options, where)
+  return call(factory, options, where)
 
 
 def defaults(name: str, package: str = 'methods') -> config_dict.ConfigDict:

@@ -187,11 +187,14 @@ def episode_pairs(
     rows = [r._replace(turns=int(h) - 1) for r, h in zip(rows, chosen)]
     told = (options, key[0], state.step, step)
     rows = play(partner, policy(state), rows, *told)
+    before = sum(np.count_nonzero(r.turn) for r in rows)
     rows = [forked(partner, r, g) for r in rows for g in range(2)]
     told = (options, key[1], state.step, step)
     rows = play(partner, policy(state), rows, *told)
     sampled = time.perf_counter()
-    return scored(partner, rows, ids, options, reward, (start, sampled))
+    drawn = scored(partner, rows, ids, options, reward, (start, sampled))
+    tokens = drawn.metrics['tokens'] + before
+    return drawn._replace(metrics=drawn.metrics | {'tokens': float(tokens)})
 
   return source
 
@@ -225,6 +228,8 @@ def scored(partner: Partner, rows, ids, options, reward: Scorer, clock) -> Drawn
   total, parts = reward(seen)
   said = {k: np.array([s.parts[k] for s in seen], np.float32) for k in seen[0].parts}
   batch = to_batch(partner, rows, ids, options, total, said)
+  first = rows[:: len(rows) // len(ids)]
+  batch = sources.told_apart(batch, [r.record for r in first])
   metrics = sources.describe(batch, parts)
   metrics |= {f'episode/{k}': float(x.mean()) for k, x in said.items()}
   metrics |= {

@@ -122,14 +122,19 @@ OLDER = 'older parameters sample what it learns from'
 
 def refuse_uncorrected(config, which: str, why: str = OLDER) -> None:
   """Refuses what others than the trainer's parameters sampled, `why`, where the step
-  does not make up for it.
+  does not make up for it: plan.trust_sampler does by the ratio of the method's loss.
   """
-  u = config.plan
-  if not (u.get('importance') or u.get('trust_sampler')):
-    raise InputError(
-      f"config.source.{which}: {why}. Set config.plan.importance='token', or another, "
-      'or config.plan.trust_sampler.'
-    )
+  u, method = config.plan, config.method.to_dict()
+  ratio = 'old_logp' in build.method(**method).needs
+  if u.get('importance') or (u.get('trust_sampler') and ratio):
+    return
+  other = 'or config.plan.trust_sampler'
+  if not ratio:
+    other = f"and not plan.trust_sampler: {method['name']}'s loss has no ratio"
+  raise InputError(
+    f"config.source.{which}: {why}. Set config.plan.importance='token', or another, "
+    f'{other}.'
+  )
 
 
 def overlapped(feed: Feed, config, mesh) -> Feed:

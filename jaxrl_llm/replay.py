@@ -3,7 +3,8 @@
 The last so many groups are kept in the state, as arrays, so that a resumed run replays
 the same. What is replayed keeps the log-probs of the parameters that sampled it, and
 the step makes up for the difference: by a weight (config.plan.importance), or by the
-method's own ratio (config.plan.trust_sampler). Ours; no paper is reproduced.
+method's own ratio, if it has one (config.plan.trust_sampler). Ours; no paper is
+reproduced.
 """
 
 import jax

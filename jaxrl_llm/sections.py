@@ -1,6 +1,6 @@
 """What a config must have, checked before anything is built from it."""
 
-from jaxrl_llm import episodes
+from jaxrl_llm import episodes, ranges
 from jaxrl_llm.rollout import draw
 from jaxrl_llm.types import InputError
 
@@ -47,6 +47,12 @@ NOT_NEGATIVE = (
   'safety.size',
   'model.lora.rank',
 )
+SHARES = ('source.hints_after', 'source.pool_ema', 'source.pool_floor')
+SHARES += ('plan.refresh_share',)
+NUMBERS = {
+  **dict.fromkeys(SHARES, ranges.SHARE),
+  **dict.fromkeys(('plan.reward_bound', 'plan.kl_cov_coef'), ranges.NOT_NEGATIVE),
+}
 
 
 def check(config) -> None:
@@ -72,6 +78,9 @@ def check(config) -> None:
         raise InputError(
           f'config.{path}={part[key]!r}; give an integer of at least {least}.'
         )
+  for path, allowed in NUMBERS.items():
+    section, key = path.split('.')
+    ranges.check(f'config.{path}', config.get(section, {}).get(key), allowed)
   check_safety(config)
   source = config.get('source', {})
   draw.check('config.source: ', **draw.truncation(source))

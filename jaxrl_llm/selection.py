@@ -39,6 +39,11 @@ def with_clip_cov(
   out tokens that the ratio's clip silences anyway; here they count.
   """
   check_share('clip_cov', share)
+  if not low < high:
+    raise InputError(
+      f'config.plan: clip_cov_low={low!r} is not below clip_cov_high={high!r}, and no '
+      'token lies between them. Give the lower one first.'
+    )
 
   def prepare(state, batch):
     state, batch = method.prepare(state, batch)
@@ -62,6 +67,7 @@ def with_kl_cov(method: Method, *, share: float, coef: float) -> Method:
   On one strictly on-policy update pi is pi_old, and nothing happens: gaps of rounding,
   whose signs mean nothing, have no slope here.
   """
+  check_share('kl_cov', share)
   check_share('kl_cov', share)
 
   def mark(out, batch):

@@ -42,10 +42,14 @@ def make_update_step(
     minibatches: optimizer updates per pass.
     microbatches: pieces a minibatch's gradient is summed over; a packed batch comes in
       pieces of its own. Changes memory, never the result.
-    importance: weights for the sampler's error (ops/importance.py); one more forward
-      pass where the method has no old_logp of its own.
+    importance: weights for the sampler's error (ops/importance.py), of the whole loss:
+      of a critic, a KL term and an entropy bonus too. One more forward pass where the
+      method has no old_logp of its own. With several updates of a batch it makes up for
+      the sampler alone; what the parameters move since is the affair of a method's
+      ratio, and a method without one (rloo, reinforce) is then off policy.
     trust_sampler: what the sampler reported is old_logp, and no pass finds it out. The
-      ratio then makes up for the sampler's error too, so `importance` may not.
+      ratio then makes up for the sampler's error too, so `importance` may not. Where
+      the loss has no ratio, nothing makes up for it.
     constrain: keeps a batch split over devices (sharding.constrain).
   """
   check_once(importance, trust_sampler)
@@ -141,7 +145,10 @@ def make_measure(forward: Forward, method: Method):
 
 
 def corrected(batch: Batch, importance: Callable | None) -> Batch:
-  """The batch's weights times those that make up for the sampler's error."""
+  """The batch's weights times those that make up for the sampler's error.
+
+  What weighs a prompt's completions as one, such as a pair, gets their product.
+  """
   if importance is None:
     return batch
   if batch.behavior_logp is None or batch.kept_mass is not None:
@@ -150,7 +157,11 @@ def corrected(batch: Batch, importance: Callable | None) -> Batch:
       'source that samples, with top_k=0, top_p=1 and min_p=0.'
     )
   token, row = importance(batch.old_logp, batch.behavior_logp, batch.mask)
-  return batch.replace(weight=batch.weight * token, seq_weight=batch.seq_weight * row)
+  return batch.replace(
+    weight=batch.weight * token,
+    seq_weight=batch.seq_weight * row,
+    prompt_weight=batch.prompt_weight * row.prod(1),
+  )
 
 
 def check_once(importance, trust_sampler: bool) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import json
 import os
+import pkgutil
 import subprocess
 import sys
 
@@ -14,8 +15,10 @@ from absl import flags
 from ml_collections import config_dict
 
 from configs import toy
-from jaxrl_llm import asking, checkpoint, train
+from jaxrl_llm import asking, build, checkpoint, ranges, sections, selection, train
+from jaxrl_llm import methods as methods_package
 from jaxrl_llm.models import config_json, pretrained, weights
+from jaxrl_llm.ops import sequences
 from jaxrl_llm.types import InputError
 
 spec = importlib.util.spec_from_file_location(
@@ -326,6 +329,61 @@ def test_a_workdir_of_another_config(capsys):
   assert 'method.beta (0.04 there, 0.5 here)' in said
   assert 'Give another --workdir' in said
   assert {p: p.read_bytes() for p in folder.rglob('*') if p.is_file()} == before
+
+
+@pytest.mark.parametrize(
+  ('method', 'option', 'words'),
+  [
+    ('grpo', dict(clip_high=-1.0), r'\(grpo\): clip_high=-1\.0; give at least 0'),
+    ('dpo', dict(beta=-0.1), r'beta=-0\.1; give at least 0'),
+    ('cispo', dict(ratio_max=-5.0), 'give more than 0'),
+    ('gmpo', dict(log_clip=-0.4), 'give at least 0'),
+    ('ppo', dict(lam=2.0), 'give at least 0 and at most 1'),
+    ('online_ipo', dict(tau=0.0), r'tau=0\.0; give more than 0'),
+    ('nash_md', dict(tau=-1.0), 'give at least 0'),
+    ('prompt_gdro', dict(ema=5.0), 'at most 1'),
+    ('prompt_gdro', dict(count=0), 'count=0; give at least 1'),
+    ('ma_rlhf', dict(n=0), 'n=0; give at least 1'),
+    ('rloo', dict(beta=float('nan')), 'beta=nan'),
+  ],
+)
+def test_numbers_out_of_range(method, option, words):
+  with pytest.raises(InputError, match=words):
+    build.method(method, **option)
+
+
+def test_numbers_in_their_ranges():
+  """The ends that mean something; and no entry is of an option that nobody has."""
+  assert build.method('nash_md', tau=0.0) and build.method('slic', lam=2.0)
+  methods = [m.name for m in pkgutil.iter_modules(methods_package.__path__)]
+  for name in ranges.OF:
+    own, _, key = name.rpartition('.')
+    found = [own] if own else methods
+    assert any(key in build.defaults(m) for m in found), name
+
+
+@pytest.mark.parametrize(
+  ('section', 'option', 'words'),
+  [
+    ('source', dict(hints_after=2.0), r'source\.hints_after=2\.0.*at most 1'),
+    ('plan', dict(kl_cov_coef=-1.0), r'plan\.kl_cov_coef=-1\.0'),
+  ],
+)
+def test_numbers_of_sections_out_of_range(section, option, words):
+  with pytest.raises(InputError, match=words):
+    sections.check(runs.config(**{section: option}))
+
+
+def test_a_band_of_covariances_the_wrong_way_round():
+  with pytest.raises(InputError, match=r'clip_cov_low=5\.0 is not below'):
+    selection.with_clip_cov(build.method('grpo'), share=0.1, low=5.0, high=1.0)
+  with pytest.raises(InputError, match=r'kl_cov=-1\.0'):
+    selection.with_kl_cov(build.method('grpo'), share=-1.0, coef=0.1)
+
+
+def test_pairs_of_eight_say_what_to_set():
+  with pytest.raises(InputError, match=r'have 8 .*config\.source\.group=2'):
+    sequences.margin(np.ones((1, 8)))
 
 
 def test_a_workdir_with_other_files(capsys, tmp_path):

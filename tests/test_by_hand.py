@@ -118,6 +118,15 @@ def test_whiten():
   np.testing.assert_allclose(got, one(-1, 1, 0), atol=1e-6)
 
 
+@pytest.mark.parametrize('value', [0.1, 10.1, 1000.1, 1e6])
+@pytest.mark.parametrize('name', ['whiten', 'batch_mean'])
+def test_equal_rewards_of_a_batch_have_no_advantage(name, value):
+  """AT-9: exactly 0, and what is masked does not make them differ."""
+  mask = jnp.ones((2, 4, 7)).at[0, :, 3:].set(0.0)
+  got = vars(advantages)[name](jnp.where(mask > 0, value, 99.0), mask)
+  np.testing.assert_array_equal(got, jnp.zeros_like(mask))
+
+
 def test_kl_estimators():
   # d = log 2: k1 = .6931, k2 = .2402, k3 = 1/2 - 1 + .6931.
   d = np.log(2.0)
@@ -145,6 +154,27 @@ def test_clipped_in_its_six_regions():
   np.testing.assert_array_equal(jax.grad(total)(ratio), [1, 1, 0, 0, -1, -1])
   hit = surrogates.clip_fraction(ratio, adv, low=0.2, high=0.5)
   np.testing.assert_array_equal(hit, [0, 0, 1, 1, 0, 0])
+
+
+def test_clipped_on_the_fourth_side():
+  """AT-25: a dual clip at 3 bounds what A < 0 loses, and changes nothing elsewhere."""
+  ratio = jnp.array([0.5, 2.0, 5.0, 0.5, 2.0, 5.0])
+  adv = jnp.array([1.0, 1.0, 1.0, -2.0, -2.0, -2.0])
+  band = dict(low=0.2, high=0.5, dual=3.0)
+  got = surrogates.clipped(ratio, adv, **band)
+  np.testing.assert_allclose(got, [0.5, 1.5, 1.5, -1.6, -4, -6], rtol=1e-6)
+  slope = jax.grad(lambda r: surrogates.clipped(r, adv, **band).sum())(ratio)
+  np.testing.assert_array_equal(slope, [1, 0, 0, 0, -2, 0])
+  hit = surrogates.clip_fraction(ratio, adv, **band)
+  np.testing.assert_array_equal(hit, [0, 1, 1, 1, 0, 1])
+  # grpo and ppo with one token each: ratio 5 and A = -1 lose 3, A = 1 gains 1.2.
+  logp = jnp.full((1, 2, 1), -1.0)
+  fields = dict(reward=row(1, 0), old_logp=logp - np.log(5.0))
+  options = dict(beta=0.0, dual_clip=3.0)
+  check(loss('grpo', options, Outputs(logp=logp), **fields), -(1.2 - 3) / 2)
+  for name in ('grpo', 'ppo'):
+    with pytest.raises(InputError, match=r'more than 1 \+ the upper clip, 1\.2'):
+      build.method(name, dual_clip=1.1)
 
 
 def test_weights_of_ragged_completions():
@@ -334,6 +364,20 @@ def test_gspo():
   fields = dict(reward=row(1, 0), old_logp=jnp.full((1, 2, 2), -2.0))
   options = {'clip_low': 0.05, 'clip_high': 0.05}
   check(loss('gspo', options, Outputs(logp=logp), **fields), -(1.05 - np.exp(0.1)) / 2)
+
+
+def test_gspo_token():
+  # As above with A_t = (2, 0, -1, -1): the first s_t = e^.1 > 1.05 clips, the others do
+  # not; each token counts 1/4: (2.1 + 0 - 2 e^.1) / 4.
+  logp = jnp.array([[[0.3, -0.1], [0.3, -0.1]]]) - 2.0
+  options = dict(clip_low=0.05, clip_high=0.05, token=True)
+  told = dict(advantage=jnp.array([[[2.0, 0.0], [-1.0, -1.0]]]))
+  fields = dict(old_logp=jnp.full((1, 2, 2), -2.0))
+  of = lambda x: loss('gspo', options, Outputs(logp=x), told, **fields)
+  check(of(logp), -(2.1 - 2 * np.exp(0.1)) / 4)
+  want = np.exp(0.1) / 4
+  slope = jax.grad(lambda x: of(x)[0])(logp)
+  np.testing.assert_allclose(slope, [[[0, 0], [want, want]]], rtol=1e-5)
 
 
 def test_cispo():

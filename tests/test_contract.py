@@ -15,14 +15,14 @@ import pytest
 import test_embeddings
 import toy
 
-from jaxrl_llm import build, packing, sharding
+from jaxrl_llm import build, default_config, packing, sharding
 from jaxrl_llm.forward import OBSERVED
 from jaxrl_llm.methods import grpo
 from jaxrl_llm.ops import importance
 from jaxrl_llm.step import clean, make_update_step, observe, sense, weigh
 from jaxrl_llm.types import InputError, Outputs
 
-METHODS = {
+METHODS = {  # A variant has its own name after a stroke.
   'sft': {},
   'reinforce': {'advantage': 'group_mean'},
   'rloo': {},
@@ -30,6 +30,7 @@ METHODS = {
   'dr_grpo': {'max_length': 5},
   'dapo': {},
   'gspo': {'clip_low': 0.2, 'clip_high': 0.2},
+  'gspo/token': {'clip_low': 0.2, 'clip_high': 0.2, 'token': True},
   'cispo': {},
   'ppo': {},
   'dpo': {},
@@ -47,6 +48,7 @@ METHODS = {
   'reinforce_pp_baseline': {},
   'rebel': {},
   'raft': {},
+  'raft/prior': {'beta': 0.35},
   'remax': {},
   'ma_rlhf': {'n': 2},
   'rto': {},
@@ -129,7 +131,7 @@ every_method = pytest.mark.parametrize('name', marked(METHODS), scope='module')
 
 
 def method(name):
-  return build.method(name, **METHODS[name])
+  return build.method(name.partition('/')[0], **METHODS[name])
 
 
 def start(name, tx=toy.SGD):
@@ -169,17 +171,22 @@ def check_same(got, want, atol=1e-6):
   chex.assert_trees_all_close(got[1], want[1], atol=atol)
 
 
-# The weights are the step's: three methods by default.
-ON_POLICY = ['grpo', 'gspo', 'ppo'] + [
-  pytest.param(name, marks=pytest.mark.slow)
-  for name in ('reinforce', 'rloo', 'dr_grpo', 'dapo', 'cispo')
+# The weights are the step's: by default a method for each of the three.
+SAMPLED = [name for name in METHODS if name not in default_config.KINDS]
+ON_POLICY = [
+  name
+  if name in ('grpo', 'gspo', 'ppo', 'rebel')
+  else pytest.param(name, marks=pytest.mark.slow)
+  for name in SAMPLED
 ]
+AS_ONE = ('rebel', 'refuel', 'online_ipo')  # A pair is weighed, by both of its rows.
 
 
 @pytest.mark.parametrize('name', ON_POLICY)
 def test_the_samplers_error_is_weighed_out(name):
-  """AT-32: what was sampled twice as often as it should be counts half; without an
-  error nothing changes; of truncated samples the update refuses to say.
+  """AT-32: what was sampled twice as often as it should be counts half, and a pair of
+  such a quarter; without an error nothing changes; of truncated samples the update
+  refuses to say.
   """
   weigh = functools.partial(importance.sequence, cap=2.0)
   step = jax.jit(make_update_step(toy.forward, toy.SGD, method(name), importance=weigh))
@@ -190,7 +197,8 @@ def test_the_samplers_error_is_weighed_out(name):
   assert float(metrics['max/mismatch']) < 1e-6
   often = exact.replace(behavior_logp=logp.at[..., 0].add(np.log(2.0)))
   state, metrics = step(start(name), often)
-  half = lambda old, new: (old + new) / 2
+  share = 1 / 4 if name in AS_ONE else 1 / 2
+  half = lambda old, new: old + share * (new - old)
   due = jax.tree.map(half, start(name).params, base(name)[0].params)
   chex.assert_trees_all_close(state.params, due, atol=1e-6)
   assert float(metrics['max/mismatch']) == pytest.approx(np.log(2.0), rel=1e-5)

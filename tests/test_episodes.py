@@ -165,6 +165,8 @@ def test_a_batch_by_hand():
   batch = drawn.batch
   types.check(batch)
   assert batch.prompt_id.tolist() == [6, 7]
+  # Whenever a question comes again its bin is looked up by this.
+  assert batch.extra['question'].tolist() == [RECORD.id] * 2
   assert (
     batch.completions[1, 0].tolist()
     == [*encode('ab'), EOS, *encode('\nno\nc')] + [0] * 4
@@ -663,8 +665,12 @@ def test_pairs_share_what_was_said_before():
   there = assemble.assemble(c)
   sizes, again = [], there.source(there.state, 1).batch
   for step in range(2):
-    batch = there.source(there.state, step).batch
+    drawn = there.source(there.state, step)
+    batch = drawn.batch
     types.check(batch)
+    # Two in six of what the two share after '1-3\n' are the policy's, sampled once.
+    shared = (batch.prompt_length - 4).sum() / 3
+    assert drawn.metrics['tokens'] == batch.mask.sum() + shared
     taken = batch.extra['turn'].max(-1)
     assert batch.completions.shape[:2] == (8, 2) and taken.min() == 1
     assert (batch.extra['turn'][..., 0] == 1).all()  # What follows the prompt is said.

@@ -187,6 +187,19 @@ def test_gspo_on_policy_is_grpo_on_policy():
   close(gradient(build.method('gspo')), gradient(want))
 
 
+@pytest.mark.parametrize('clip', [0.02, 0.2])
+def test_gspo_token_is_gspo_where_the_advantage_is_the_completions(clip):
+  """Value, gradient and the share clipped, off policy and with ragged completions."""
+  clips = dict(clip_low=clip, clip_high=clip)
+  one, other = (
+    update(build.method('gspo', token=token, **clips), off_policy(toy.batch()))
+    for token in (False, True)
+  )
+  close(other[0].params['policy'], one[0].params['policy'])
+  for name in ('loss', 'gain'):
+    close(other[1][name], one[1][name])
+
+
 def test_gspo_of_one_token_is_grpo():
   batch = toy.batch()
   batch = off_policy(

@@ -145,6 +145,7 @@ FIRST = {
   'reinforce_pp': dict(kl_ref_seq=0.0),
   'reinforce_pp_baseline': dict(kl_ref=0.0),
   'rebel': dict(kl_ref_seq=0.0, margin=0.0),
+  'raft/prior': dict(divergence=0.0),
   'remax': dict(kl_ref_seq=0.0),
   'prime': dict(prm_loss=np.log(2)),
   'score_rl': dict(kl_ref_seq=0.0),
@@ -195,7 +196,7 @@ ALIKE = ('dr_grpo', 'dapo', 'cispo', 'orpo', 'two_grpo', 'gmpo', 'gpg', 'opo', '
 ALIKE += ('raft', 'ma_rlhf', 'reinforce_pp_baseline', 'remax', 'prompt_gdro')
 ALIKE += ('hc_rlhf', 'think_rm_pairwise', 'pairwise_ppo')
 ALIKE += ('cgpo_crpg', 'cgpo_codpo', 'cgpo_crraft')
-ALIKE += ('rollout_gdro',)
+ALIKE += ('rollout_gdro', 'gspo/token', 'raft/prior')
 ALIKE += ('grpo_process', 'plackett_luce', 'orm', 'prm', 'rlbff', 'multitask_ratings')
 ALIKE += ('heron', 'mapl', 't_reg')
 ALIKE += ('plackett_luce_dpo', 'pro', 'cpl', 'spin', 'sppo', 'inpo')

@@ -13,6 +13,7 @@ from test_identities import (
   ALL,
   LOGITS,
   PROBS,
+  at_reference,
   bandit,
   close,
   expected,
@@ -237,6 +238,32 @@ def test_rebel_fitted_exactly_tilts_the_policy_by_the_reward():
   close(jax.nn.softmax(table[0]), want, 1e-4)
 
 
+def test_rebel_with_kl_in_the_reward_rests_at_the_regularised_optimum():
+  """Steps fitted exactly, each from the last: ref exp(r / beta) / Z, from elsewhere."""
+  scores, eta, beta = jnp.array([0.0, 1.0, -0.5, 2.0, 0.7]), 0.8, 0.5
+  pairs = np.array(list(itertools.permutations(range(toy.V), 2)))
+  ref = jnp.log(PROBS)
+  want = jax.nn.log_softmax(ref + scores / beta)
+  batch = bandit(pairs).replace(reward=scores[pairs], ref_logp=ref[pairs][..., None])
+  m = method('rebel', eta=eta, beta=beta)
+
+  def misfit(logits, old):
+    from_old = batch.replace(old_logp=old[pairs][..., None])
+    out = Outputs(logp=jax.nn.log_softmax(logits)[pairs][..., None])
+    return m.loss(out, weigh(m.prepare(None, from_old)[1], m))[0]
+
+  @jax.jit
+  def fitted(old):
+    step = lambda x, _: (x - 0.5 * jax.grad(misfit)(x, old), None)
+    return jax.nn.log_softmax(jax.lax.scan(step, old, None, 60)[0])
+
+  now = jax.nn.log_softmax(jnp.array([1.0, -1.0, 0.5, 0.0, 2.0]))
+  close(fitted(now), jax.nn.log_softmax(0.6 * now + 0.4 * want), 1e-4)
+  for _ in range(25):  # The gap shrinks by 1 - eta beta each time.
+    now = fitted(now)
+  close(now, want, 1e-4)
+
+
 def test_raft_by_hand():
   # The second is best: its tokens of -4 and -2 average 3.
   batch = types.make_batch(
@@ -246,6 +273,34 @@ def test_raft_by_hand():
   batch = weigh(m.prepare(None, batch)[1], m)
   out = Outputs(logp=jnp.array([[[-1.0, -9.0], [-4.0, -2.0]]]))
   check(m.loss(out, batch), 3.0)
+
+
+def test_the_prior_of_superhf_by_hand():
+  # As above with KL(ref || pi) of .2 and .4 at the best's tokens: 3 + .5 * .3.
+  batch = types.make_batch(
+    np.zeros((1, 1), np.int32), np.ones(1), np.zeros((1, 2, 2), np.int32), [[2, 2]]
+  ).replace(reward=row(0, 1))
+  m = method('raft', beta=0.5)
+  batch = weigh(m.prepare(None, batch)[1], m)
+  assert float(batch.extra['jsd_beta'][0]) == 0.0  # Of the reference, to the policy.
+  logp = jnp.array([[[-1.0, -9.0], [-4.0, -2.0]]])
+  apart = jnp.array([[[9.0, 9.0], [0.2, 0.4]]])
+  check(m.loss(Outputs(logp=logp, ref_divergence=apart), batch), 3.15)
+
+
+def test_the_prior_of_superhf_rests_at_the_reference():
+  """With the policy at the reference the prior has no slope, and elsewhere it has."""
+  state, batch = at_reference(), toy.batch(2)
+  prior, plain = (method('raft', beta=beta) for beta in (2.0, 0.0))
+  close(gradient(prior, batch, state), gradient(plain, batch, state), 1e-5)
+  assert abs(gradient(prior, batch) - gradient(plain, batch)).max() > 1e-2
+
+
+@pytest.mark.parametrize('name', ['raft', 'opo', 'grpo_process', 'cgpo_codpo'])
+def test_a_group_of_one_is_refused(name):
+  """AT-10: also where the baseline is of tokens, or the best of the group is taken."""
+  with pytest.raises(InputError, match='at least two completions per prompt'):
+    update(method(name), toy.batch(g=1))
 
 
 def test_raft_is_sft_on_the_best():
@@ -286,6 +341,32 @@ def test_bins_by_hand():
   )
   close(size, [1, 2, 0])
   close(mean, [4, 1.5, 0])
+
+
+def test_a_question_twice_in_a_batch_is_visited_twice():
+  """Four visits of one among others, in room for four and for three; then one more."""
+  who, passed = jnp.array([1, 0, 1, 1, 1]), jnp.array([1, 0, 0, 1, 1])
+  for room, want in ((4, [1, 0, 1, 1]), (3, [1, 0, 1])):  # The first place is the last.
+    extra = {k: jnp.array(v) for k, v in bins.start(3, room).items()}
+    extra = bins.visited(extra, who, passed, 10, 0.03)
+    np.testing.assert_array_equal(extra['gdro_passed'][1], want)
+    np.testing.assert_array_equal(extra['gdro_visits'], [1, 4, 0])
+    np.testing.assert_array_equal(extra['gdro_passed'][2], -1)
+    assert float(extra['gdro_bin'][1]) == int(10 * np.mean(want))
+    again = bins.visited(extra, jnp.array([1]), jnp.array([0]), 10, 0.03)
+    place = 4 % room
+    assert float(again['gdro_passed'][1, place]) == 0
+
+
+def test_a_group_that_is_not_valid_is_no_visit():
+  m = method('prompt_gdro', prompts=16, history=2, count=3)
+  batch = toy.batch()
+  batch = clean(batch.replace(valid=batch.valid.at[2].set(0.0)))
+  extra = m.prepare(carried(m), batch)[0].extra
+  want = np.arange(16) < toy.B
+  want[2] = False
+  np.testing.assert_array_equal(extra['gdro_visits'], want)
+  np.testing.assert_array_equal(extra['gdro_passed'][2], -1)
 
 
 def test_prompt_gdro_by_hand():

@@ -11,7 +11,7 @@ import toy
 from test_identities import close, update
 from test_safe import carried
 
-from jaxrl_llm import assemble, build, checkpoint, replay, sharding
+from jaxrl_llm import assemble, build, checkpoint, feeds, replay, sharding
 from jaxrl_llm.ops import importance
 from jaxrl_llm.types import InputError
 
@@ -122,6 +122,15 @@ def test_the_past_survives_a_restart(tmp_path):
   first, second = (run.source(s, 2).batch for s in (state, again))
   jax.tree.map(np.testing.assert_array_equal, first, second)
   assert first.extra['replayed'].sum() == first.valid[8:, 0].sum() == 4
+
+
+@pytest.mark.parametrize('name', ['reinforce', 'raft', 'rloo', 'online_ipo'])
+def test_the_sampler_is_not_trusted_without_a_ratio(name):
+  """The loss never reads old_logp: what older parameters sampled stays unweighed."""
+  sections = dict(source=KEEPS, plan=dict(trust_sampler=True))
+  with pytest.raises(InputError, match=f"importance='token'.*{name}'s loss has no"):
+    feeds.refuse_uncorrected(runs.config(name, **sections), 'replay')
+  feeds.refuse_uncorrected(runs.config('grpo', **sections), 'replay')
 
 
 def test_replay_refuses():

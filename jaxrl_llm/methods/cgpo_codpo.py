@@ -13,7 +13,7 @@ no card names them. See cgpo_crpg for the constraints and what else is left out.
 import jax
 import jax.numpy as jnp
 
-from jaxrl_llm.ops import extras, metrics, sequences
+from jaxrl_llm.ops import advantages, extras, metrics, sequences
 from jaxrl_llm.types import Method
 
 
@@ -21,6 +21,7 @@ def cgpo_codpo(*, beta: float = 0.1, nll: float = 0.1) -> Method:
   """Rows that are in no pair are not valid."""
 
   def prepare(state, batch):
+    advantages.check_group(batch.reward)
     feasible = extras.read(batch, 'feasible', 'cgpo_codpo')
     failing = batch.valid * (1.0 - feasible)
     chosen = sequences.best(batch.reward, feasible)

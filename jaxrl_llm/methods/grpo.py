@@ -25,12 +25,16 @@ def grpo(
   aggregate=weights.seq_mean,
   kl=kls.k3,
   kl_weighted: bool = False,
+  dual_clip: float = 0.0,
 ) -> Method:
   """`kl_weighted` puts the ratio before the KL term, for the gradient of KL(pi || ref).
 
-  With `beta` 0 the reference is neither needed nor run.
+  With `beta` 0 the reference is neither needed nor run. `dual_clip`, such as 3, bounds
+  the ratio where A < 0; 0 is none, as in the paper.
   """
   kls.check_in_loss(kl, kl_weighted)
+  surrogates.check_dual(dual_clip, clip_high)
+  band = dict(low=clip_low, high=clip_high, dual=dual_clip)
 
   def prepare(state, batch):
     adv = advantage(batch.reward, batch.valid)
@@ -39,8 +43,8 @@ def grpo(
   def loss(out, batch):
     w, adv = batch.weight, batch.advantage
     ratio = surrogates.ratio(out.logp, batch.old_logp)
-    gain = jnp.sum(w * surrogates.clipped(ratio, adv, low=clip_low, high=clip_high))
-    hit = surrogates.clip_fraction(ratio, adv, low=clip_low, high=clip_high)
+    gain = jnp.sum(w * surrogates.clipped(ratio, adv, **band))
+    hit = surrogates.clip_fraction(ratio, adv, **band)
     found = metrics.kl_paid(batch) | {
       'gain': (gain, jnp.sum(w)),
       **metrics.ratios(ratio, hit, w),

@@ -25,6 +25,7 @@ def grpo_process(
         'grpo_process: a reward of every step is due. Set config.source.steps to what '
         "a step ends with, such as '\\n'."
       )
+    advantages.check_group(batch.reward)
     end = batch.extra['step_end'] * batch.mask
     adv = advantages.group_steps(batch.extra['step_reward'], end)
     return state, batch.replace(advantage=adv * batch.mask)

@@ -9,8 +9,10 @@
 Differs from safe_rlhf: no critic, no clip, and a bound in place of the mean: the
 candidate is to pass the safety test (evaluate/safety.py), which is the other half, on m
 costs that nobody has trained on. n is the window, and mean and std are the window's in
-lambda (as in safe_rlhf) and in c' alike; the official code mixes two. Its running-mean
-baseline is left out. Defaults are the official code's.
+lambda (as in safe_rlhf) and in c' alike; the official code mixes two. Until the window
+has filled there are fewer costs than n, and kappa is too small for them; a batch larger
+than the window is more of them. Its running-mean baseline is left out. Defaults are the
+official code's.
 """
 
 from jaxrl_llm import controllers

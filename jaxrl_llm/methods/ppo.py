@@ -12,7 +12,8 @@ library settings, beta that of the DeepSpeed-Chat family; value_coef is ours. PP
 reward_clip, advantage_clip=0.5 and critic_steps; the critic's gradient has a clip of
 its own, config.optimizer.critic.clip. PPO-ptx is config.pretrain beside this.
 Rewards of single tokens are added where the batch has them, as extra['token_reward']
-[B, G, T].
+[B, G, T]. The score is clipped to +-10 in the libraries; here reward_clip is off, so
+that rewards on another scale are not cut unseen.
 """
 
 import jax.numpy as jnp
@@ -26,6 +27,7 @@ from jaxrl_llm.types import Method
 def ppo(
   *,
   clip: float = 0.2,
+  dual_clip: float = 0.0,
   value_clip: float = 0.2,
   value_coef: float = 0.1,
   beta: float = 0.05,
@@ -43,6 +45,7 @@ def ppo(
   """Needs a critic. Only k1 in the reward has the gradient of KL(pi || ref).
 
   Args:
+    dual_clip: bound of the ratio where A' < 0, such as 3; 0 is none.
     beta: where 0, the reference is neither needed nor run.
     kl_target: nats per completion; above 0 it moves beta (controllers.adaptive_kl).
     reward_scale: 'scale' or 'norm' by running moments (controllers.reward_scaler).
@@ -69,19 +72,23 @@ def ppo(
     return state, batch.replace(advantage=white, target=target)
 
   needs = ('logp', 'value', 'old_logp', 'old_value') + (('ref_logp',) if beta else ())
-  loss = make_loss(clip, value_clip, value_coef, beta)
+  loss = make_loss(clip, value_clip, value_coef, beta, dual_clip)
   carried = dict(aggregate=aggregate, extra=moments | start, after=moved)
   return Method(loss, needs, prepare, prepare_needs=needs[2:], **carried)
 
 
-def make_loss(clip: float, value_clip: float, value_coef: float, beta: float):
+def make_loss(
+  clip: float, value_clip: float, value_coef: float, beta: float, dual: float = 0.0
+):
   """Policy and critic together; `beta` only says whether there is a KL to show."""
+  surrogates.check_dual(dual, clip)
+  band = dict(low=clip, high=clip, dual=dual)
 
   def loss(out, batch):
     w = batch.weight
     ratio = surrogates.ratio(out.logp, batch.old_logp)
-    gain = jnp.sum(w * surrogates.clipped(ratio, batch.advantage, low=clip, high=clip))
-    hit = surrogates.clip_fraction(ratio, batch.advantage, low=clip, high=clip)
+    gain = jnp.sum(w * surrogates.clipped(ratio, batch.advantage, **band))
+    hit = surrogates.clip_fraction(ratio, batch.advantage, **band)
     error = surrogates.value_error(
       out.value, batch.old_value, batch.target, clip=value_clip
     )

@@ -5,8 +5,8 @@
 
 Differs from reinforce: the reward of the policy's own greedy completion is the
 baseline (config.source.greedy=True draws it; it is not trained on). KL as the official
-code has it: each token's own, not what is still to come. beta is ours, as the card
-names none; discount is left at 1.
+code has it: each token's own, not what is still to come. beta is ours, as none was
+read; discount is left at 1, and the code's clip of R(y) - R(greedy y) is left out.
 """
 
 from jaxrl_llm.methods.reinforce import reinforce

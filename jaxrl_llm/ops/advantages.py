@@ -60,9 +60,9 @@ def pair_sign(reward: BG, valid: BG) -> BG:
 
 
 def batch_mean(reward: BG, valid: BG) -> BG:
-  """Reward minus the mean reward of all completions."""
+  """Reward minus the mean reward of all completions; 0 where all are equal."""
   mean = jnp.sum(reward * valid) / jnp.maximum(valid.sum(), 1.0)
-  return (reward - mean) * valid
+  return jnp.where(all_tied(reward, valid), 0.0, (reward - mean) * valid)
 
 
 def of_duels(duel: Array, valid: BG, *, eps: float = 1e-6) -> BG:
@@ -86,13 +86,18 @@ def tied(reward: BG, valid: BG) -> BG:
   return top <= bottom
 
 
+def all_tied(x: Array, mask: Array) -> Array:
+  """True where what the mask leaves of x is one number: any shape to a scalar."""
+  return tied(x.reshape(1, -1), mask.reshape(1, -1))[0, 0]
+
+
 def check_group(reward: BG) -> None:
-  """Refuses groups of one: their baseline is the reward itself."""
+  """Refuses groups of one, which have nothing to compare a completion with."""
   if reward.shape[1] < 2:
     raise InputError(
-      'A group baseline needs at least two completions per prompt; this batch has '
-      f'{reward.shape[1]}. Set config.source.group to 2 or more, or '
-      "config.method.advantage='none'."
+      'Comparing within a group needs at least two completions per prompt; this batch '
+      f'has {reward.shape[1]}. Set config.source.group to 2 or more; where the method '
+      "has it, config.method.advantage='none' goes without a group baseline."
     )
 
 
@@ -156,8 +161,12 @@ def macro_gae(
 
 
 def whiten(x: BGT, mask: BGT) -> BGT:
-  """Mean removed and standard deviation divided out, over all masked-in tokens."""
+  """Mean removed and standard deviation divided out, over all masked-in tokens.
+
+  Where all are equal they get exactly 0, whatever rounding does to their mean.
+  """
   weight = mask / jnp.maximum(mask.sum(), 1.0)
   centred = x - jnp.sum(weight * x)
   variance = jnp.sum(weight * jnp.square(centred))
-  return centred * jax.lax.rsqrt(variance + 1e-8) * mask
+  white = centred * jax.lax.rsqrt(variance + 1e-8) * mask
+  return jnp.where(all_tied(x, mask), 0.0, white)

@@ -19,10 +19,14 @@ def start(prompts: int, history: int) -> dict[str, np.ndarray]:
 def visited(extra: dict, who: Array, passed: Array, count: int, margin: float) -> dict:
   """`extra` with a visit of the prompts `who` [B], `passed` [B] or not.
 
-  A prompt leaves its bin where its share of passed visits is `margin` past an edge.
+  A prompt that stands in the batch twice is visited twice, and one whose number is past
+  the last not at all. A prompt leaves its bin where its share of passed visits is
+  `margin` past an edge.
   """
   history, visits = extra['gdro_passed'], extra['gdro_visits']
-  slot = visits[who].astype(jnp.int32) % history.shape[1]
+  size, same = history.shape[1], who[:, None] == who[None]
+  slot = (visits[who].astype(jnp.int32) + jnp.tril(same, -1).sum(1)) % size
+  slot = jnp.where(jnp.triu(same, 1).sum(1) < size, slot, size)  # Not kept so long.
   history = history.at[who, slot].set(passed.astype(history.dtype))
   seen = history[who]
   share = (seen > 0).sum(1) / jnp.maximum((seen >= 0).sum(1), 1)
@@ -62,7 +66,8 @@ def looked_up(state: State, batch: Batch, count: int, margin: float):
   mine = state.extra['gdro_bin'][who].astype(jnp.int32)
   raw = jnp.clip(advantages.group_norm(batch.reward, batch.valid), -5.0, 5.0)
   passed = ((batch.reward > 0.5) & (batch.valid > 0)).any(1)
-  state = state.replace(extra=visited(state.extra, who, passed, count, margin))
+  there = jnp.where(batch.valid.any(1), who, len(state.extra['gdro_bin']))
+  state = state.replace(extra=visited(state.extra, there, passed, count, margin))
   extra = batch.extra | {'gdro_bin': mine, 'gdro_raw': raw}
   return state, batch.replace(extra=extra)
 

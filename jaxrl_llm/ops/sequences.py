@@ -20,7 +20,8 @@ def margin(x: BG) -> Array:
   if x.shape[1] != 2:
     raise InputError(
       f'Pairs are groups of two, (chosen, rejected); these have {x.shape[1]} '
-      'completions a prompt. Give pairs, or choose a method for what the data are.'
+      'completions a prompt. Sample two (config.source.group=2), give stored pairs, or '
+      'choose a method for what the data are.'
     )
   return x[:, 0] - x[:, 1]
 

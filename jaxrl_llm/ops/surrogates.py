@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxrl_llm.ops import kl
-from jaxrl_llm.types import BGT, Array
+from jaxrl_llm.types import BGT, Array, InputError
 
 
 def ratio(logp: Array, old_logp: Array) -> Array:
@@ -12,10 +12,29 @@ def ratio(logp: Array, old_logp: Array) -> Array:
   return jnp.exp(kl.log_ratio(logp, old_logp))
 
 
-def clipped(ratio: Array, advantage: Array, *, low: float, high: float) -> Array:
-  """PPO's pessimistic bound: min(r A, clip(r, 1 - low, 1 + high) A)."""
+def clipped(
+  ratio: Array, advantage: Array, *, low: float, high: float, dual: float = 0.0
+) -> Array:
+  """PPO's pessimistic bound: min(r A, clip(r, 1 - low, 1 + high) A).
+
+  With `dual` above 0 it is at least dual A where A < 0, so that one token which has
+  become far likelier cannot outweigh the others (Ye et al., 2019,
+  https://arxiv.org/abs/1912.09729; TRL's delta).
+  """
   bounded = jnp.clip(ratio, 1.0 - low, 1.0 + high)
-  return jnp.minimum(ratio * advantage, bounded * advantage)
+  gain = jnp.minimum(ratio * advantage, bounded * advantage)
+  if not dual:
+    return gain
+  return jnp.where(advantage < 0, jnp.maximum(gain, dual * advantage), gain)
+
+
+def check_dual(dual: float, high: float) -> None:
+  """Refuses a dual clip at which a ratio within the clip would lose its gradient."""
+  if dual and not dual > 1.0 + high:
+    raise InputError(
+      f'dual_clip={dual!r} bounds the ratio where the advantage is negative: give more '
+      f'than 1 + the upper clip, {1.0 + high:g}, such as 3, or 0 for none.'
+    )
 
 
 def value_error(value: BGT, old: BGT, target: BGT, *, clip: float) -> BGT:
@@ -36,8 +55,10 @@ def soft_minimum(one: Array, other: Array, *, alpha: float) -> Array:
   return -alpha * (jnp.logaddexp(-one / alpha, -other / alpha) - jnp.log(2.0))
 
 
-def clip_fraction(ratio: Array, advantage: Array, *, low: float, high: float) -> BGT:
+def clip_fraction(
+  ratio: Array, advantage: Array, *, low: float, high: float, dual: float = 0.0
+) -> BGT:
   """1.0 where the clip removes the gradient."""
   up = (advantage > 0) & (ratio > 1.0 + high)
-  down = (advantage < 0) & (ratio < 1.0 - low)
+  down = (advantage < 0) & ((ratio < 1.0 - low) | (ratio > (dual or jnp.inf)))
   return (up | down).astype(ratio.dtype)

@@ -1,0 +1,66 @@
+"""Between which values an option of a method lies, told by its name alone.
+
+Where one method means something else by a name, the entry is 'method.name'. What
+depends on another option, or is no number, the method checks itself.
+"""
+
+import math
+from typing import NamedTuple
+
+from jaxrl_llm.types import InputError
+
+
+class Range(NamedTuple):
+  """From `least`, or where it is `above`, from what is more than that, to `most`."""
+
+  least: float
+  most: float = math.inf
+  above: bool = False
+
+
+NOT_NEGATIVE, POSITIVE = Range(0), Range(0, above=True)
+SHARE, COUNT = Range(0, 1), Range(1)
+
+NAMES = {
+  NOT_NEGATIVE: (
+    *('beta', 'beta1', 'beta2', 'alpha', 'eta', 'lam', 'nll', 'sft', 'l2', 'center'),
+    *('clip', 'clip_low', 'clip_high', 'log_clip', 'dual_clip', 'value_clip'),
+    *('reward_clip', 'advantage_clip', 'dpo_clip', 'score_clip', 'bound', 'floor'),
+    *('value_coef', 'kl_coef', 'kl_target', 'penalty', 'bonus', 'process', 'prm_beta'),
+    *('c1', 'c2', 'rate', 'critic_steps', 'delay', 'top', 'clusters', 'temperature'),
+    *('desirable', 'undesirable', 'nash_md.tau'),
+  ),
+  POSITIVE: (
+    *('tau', 'tau_positive', 'tau_negative', 'kl_horizon', 'kl_max', 'ratio_max'),
+    *('cap', 'scale', 'multiplier_max', 'armo.temperature', 'infonca.temperature'),
+    'nca.temperature',
+  ),
+  SHARE: (
+    *('discount', 'ema', 'hysteresis', 'label_smoothing', 'rollout_gdro.gamma'),
+    *(f'{name}.lam' for name in ('ppo', 'ma_rlhf', 'rto', 'pairwise_ppo', 'safe_rlhf')),
+    *('tr_dpo.alpha', 'grpo_care.alpha'),
+  ),
+  COUNT: (
+    *('n', 'count', 'prompts', 'history', 'every', 'latent', 'hidden', 'classes'),
+    *('layers', 'tokens', 'max_length'),
+  ),
+}
+OF = {name: allowed for allowed, names in NAMES.items() for name in names}
+
+
+def check_method(method: str, options: dict, where: str) -> None:
+  """Refuses numbers that a method of this package has no meaning for."""
+  for key, value in options.items():
+    if allowed := OF.get(f'{method}.{key}', OF.get(key)):
+      check(f'{where}: {key}', value, allowed)
+
+
+def check(what: str, value, allowed: Range) -> None:
+  """Refuses a number out of its range; what is no number has no range."""
+  if isinstance(value, bool) or not isinstance(value, int | float):
+    return
+  least, most, above = allowed
+  if not (value > least if above else value >= least) or value > most:
+    low = f'more than {least}' if above else f'at least {least}'
+    high = '' if most == math.inf else f' and at most {most}'
+    raise InputError(f'{what}={value!r}; give {low}{high}.')
