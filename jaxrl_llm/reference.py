@@ -42,7 +42,7 @@ class Scores:
 
   def fill(self, folder: Path, state: State, say: Callable[[str], None]) -> None:
     """Reads the scores from `folder`, or computes them with the policy of `state`."""
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for split, examples in self.splits.items():
       path = folder / f'{split}-{self.digest}.npy'
       if not path.exists():

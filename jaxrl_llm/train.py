@@ -48,14 +48,13 @@ def main(
     print(f'{folder} is complete: {config.steps} steps are done. Nothing to do.')
     return finish(folder, done, print)
   run = assemble.assemble(config)
-  rows = run.data.digest
-  meta = {'step': 0, 'rollouts': 0.0, 'evaluated': -1, 'held_out': {}, 'data': rows}
-  state, meta = checkpoint.restore(folder, run.state) or (run.state, meta)
-  if meta['data'] != rows:
-    raise InputError(
-      f'{folder}: the data are not those of this run up to step '
-      f'{meta["step"]}. Put the old ones back, or give another --workdir.'
-    )
+  template = str(run.model.tokenizer.chat_template)
+  born_as = checkpoint.fingerprint(run.state, template)
+  meta = {'step': 0, 'rollouts': 0.0, 'evaluated': -1, 'held_out': {}}
+  meta |= {'data': run.data.digest, 'model': born_as}
+  state, found = checkpoint.restore(folder, run.state) or (run.state, meta)
+  check_same(folder, found, meta)
+  meta = found
   with contextlib.ExitStack() as stack:
     stack.enter_context(claimed(folder, config))
     sinks = log.open_sinks(folder, config, meta['step'], meta['evaluated'])
@@ -64,7 +63,7 @@ def main(
     for line in run.data.report:
       sinks.say(line)
     if run.scores:
-      run.scores.fill(folder / 'reference', run.state, sinks.say)
+      run.scores.fill(folder / 'reference' / born_as, run.state, sinks.say)
     # The state at birth would stay in memory beside the restored one.
     run = run._replace(state=state)
     stop = stack.enter_context(stop_on_signal())
@@ -74,6 +73,17 @@ def main(
     where = f'and saved at step {meta["step"]}' if meta['step'] else 'before step 1'
     sinks.say(f'Stopped {where}. The same command goes on.')
   return finish(folder, meta, sinks.say)
+
+
+def check_same(folder: Path, found: dict, now: dict) -> None:
+  """Refuses to go on with other rows, or another model under the same name."""
+  what = {'data': 'the data are', 'model': 'the model or its chat template is'}
+  for part, words in what.items():
+    if found.get(part, now[part]) != now[part]:
+      raise InputError(
+        f'{folder}: {words} not what this run had up to step {found["step"]}. Put it '
+        'back as it was, or give another --workdir.'
+      )
 
 
 def loop(

@@ -542,3 +542,10 @@ def test_a_completion_that_ends_in_a_stop_token_gets_no_other(end):
 
 def test_text_from_nothing_begins_after_an_end():
   assert chat.plain(pretrained.load('tiny').tokenizer, '') == [96]
+
+
+def test_a_template_says_the_same_date_on_every_day():
+  """Else a run that is resumed tomorrow has other ids."""
+  found = tokenizer('chatml')
+  found.chat_template = "{{ strftime_now('%d %b %Y') }} {{ messages[0]['content'] }}"
+  assert pretrained.render(found, [turn('user', 'hi')]) == '26 Jul 2024 hi'

@@ -1136,7 +1136,7 @@ def test_the_reference_is_scored_once_and_kept(tmp_path, lora):
   first = found[True][0]
   assert first['eval/loss'] == pytest.approx(np.log(2), abs=1e-6)
   assert first['eval/margin'] == pytest.approx(0, abs=1e-6)
-  (kept,) = (tmp_path / 'runTrue' / 'reference').glob('test-*.npy')
+  (kept,) = (tmp_path / 'runTrue' / 'reference').glob('*/test-*.npy')
   assert np.load(kept).shape == (5, 2, 6)
 
 
@@ -1147,7 +1147,7 @@ def test_the_reference_scores_what_will_be_drawn(tmp_path):
   c.source.update(cache_reference=True, prompts=4)
   c.update(steps=1, evaluation=dict(every=1, batch=8))
   train.main(c, str(tmp_path / 'run'))
-  (kept,) = (tmp_path / 'run' / 'reference').glob('train-*.npy')
+  (kept,) = (tmp_path / 'run' / 'reference').glob('*/train-*.npy')
   assert (np.load(kept) != 0).any((1, 2)).sum() == 4
   first = runs.records(tmp_path / 'run')
   assert [r['loss'] for r in first if 'loss' in r] == pytest.approx([np.log(2)])

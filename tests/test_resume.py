@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,8 @@ import pytest
 import runs
 
 from jaxrl_llm import assemble, checkpoint, train
+from jaxrl_llm.models import pretrained, weights
+from jaxrl_llm.types import InputError
 
 PLANS = {
   'grpo': {},
@@ -250,3 +253,26 @@ def test_the_record_names_the_config_and_the_versions():
   assert record['config']['source']['group'] == 4
   assert record['versions']['jax'] == jax.__version__
   assert record['devices'][0].startswith('cpu')
+
+
+@pytest.mark.parametrize('what', ['weights', 'template'])
+def test_another_model_under_the_same_name_is_refused(tmp_path, what, monkeypatch):
+  """A resumed LoRA run would go on over another base."""
+  monkeypatch.setattr(assemble, 'assemble', runs._assemble)
+  folder, model = str(tmp_path / 'run'), pretrained.load('tiny')
+  here = str(tmp_path / 'model')
+  weights.save(here, model.fields, model.params(), tokenizer=model.tokenizer)
+  options = dict(name=here, lora=dict(rank=2, alpha=4.0, targets='q'))
+  c = runs.config('dpo', steps=4, model=options)
+  with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+    killed_at(patch, train, 'one_step', 4)
+    train.main(c, folder)
+  shutil.rmtree(here)
+  tree = model.params()
+  if what == 'weights':
+    tree = jax.tree.map(lambda x: 1.5 * x, tree)
+  else:
+    model.tokenizer.chat_template = ' ' + model.tokenizer.chat_template
+  weights.save(here, model.fields, tree, tokenizer=model.tokenizer)
+  with pytest.raises(InputError, match='the model or its chat template is not what'):
+    train.main(c, folder)
