@@ -1,6 +1,5 @@
 """A name to a decoder with its tokenizer: SmolLM2, a folder, the hub, a tiny one."""
 
-import datetime
 import functools
 import importlib.util
 import os
@@ -25,9 +24,6 @@ from jaxrl_llm.models.config import DecoderConfig
 from jaxrl_llm.models.endings import stop_ids as stop_ids  # A tokenizer's, for callers.
 from jaxrl_llm.types import InputError, Params
 
-# What a template that says today's date says, Llama 3.2's own where it knows none: the
-# same run of tomorrow has the same ids.
-DATE = datetime.date(2024, 7, 26)
 SMOLLM2 = 'SmolLM2-135M-Instruct.Q4_1.gguf'
 # What the hub is asked for: no pickles, no code.
 HUB_FILES = (
@@ -250,7 +246,8 @@ def render(
       messages,
       add_generation_prompt=ask,
       tokenize=False,
-      **{'strftime_now': DATE.strftime} | options,
+      chat_template=templates.dated(tokenizer.chat_template),
+      **options,
     )
   except Exception as error:  # A template raises what it likes: jinja, KeyError, ...
     raise InputError(f'the chat template refuses the conversation: {error}') from error

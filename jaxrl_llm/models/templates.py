@@ -24,6 +24,20 @@ def read(path: str) -> str:
   return text
 
 
+# Llama 3.2's own date where it knows none.
+DATE = """{% macro strftime_now(format) %}{{
+  {'%Y-%m-%d': '2024-07-26'}.get(format, '26 Jul 2024')
+}}{% endmacro %}{{ '' }}"""
+
+
+def dated(template):
+  """A template that says one date in the place of today's: the same run of tomorrow has
+  the same ids. One that says none, or several templates by name, stay as they are.
+  """
+  says = isinstance(template, str) and 'strftime_now' in template
+  return DATE + template if says else template
+
+
 def worded(digest: str, config, tokenizer) -> str:
   """A digest of rows that counts the template too, where it is a file that may change.
 
