@@ -179,7 +179,7 @@ ON_POLICY = [
   else pytest.param(name, marks=pytest.mark.slow)
   for name in SAMPLED
 ]
-AS_ONE = ('rebel', 'refuel', 'online_ipo')  # A pair is weighed, by both of its rows.
+AS_ONE = ('rebel', 'refuel', 'online_ipo', 'inpo')  # By both rows of a pair.
 
 
 @pytest.mark.parametrize('name', ON_POLICY)
