@@ -33,8 +33,7 @@ def grpo(
   the ratio where A < 0; 0 is none, as in the paper.
   """
   kls.check_in_loss(kl, kl_weighted)
-  surrogates.check_dual(dual_clip, clip_high)
-  band = dict(low=clip_low, high=clip_high, dual=dual_clip)
+  band = surrogates.band(clip_low, clip_high, dual_clip)
 
   def prepare(state, batch):
     adv = advantage(batch.reward, batch.valid)

@@ -61,14 +61,12 @@ def ppo(
     state, score = scaled(state, batch)
     reward = sequences.at_last(score, mask) + batch.extra.get('token_reward', 0.0)
     if beta:
-      now = state.extra['beta'] if kl_target else beta
       paid, batch = kls.paid(batch)
-      reward -= now * paid
+      reward -= (state.extra['beta'] if kl_target else beta) * paid
     adv, target = estimate(reward, batch.old_value, mask, discount=discount, lam=lam)
     bound = advantage_clip or jnp.inf
     white = jnp.clip(advantages.whiten(adv, mask), -bound, bound)
-    if critic_steps:
-      white *= state.step >= critic_steps
+    white *= state.step >= critic_steps
     return state, batch.replace(advantage=white, target=target)
 
   needs = ('logp', 'value', 'old_logp', 'old_value') + (('ref_logp',) if beta else ())
@@ -77,12 +75,9 @@ def ppo(
   return Method(loss, needs, prepare, prepare_needs=needs[2:], **carried)
 
 
-def make_loss(
-  clip: float, value_clip: float, value_coef: float, beta: float, dual: float = 0.0
-):
+def make_loss(clip: float, value_clip: float, value_coef: float, beta, dual=0.0):
   """Policy and critic together; `beta` only says whether there is a KL to show."""
-  surrogates.check_dual(dual, clip)
-  band = dict(low=clip, high=clip, dual=dual)
+  band = surrogates.band(clip, clip, dual)
 
   def loss(out, batch):
     w = batch.weight

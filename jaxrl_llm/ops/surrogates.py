@@ -18,8 +18,7 @@ def clipped(
   """PPO's pessimistic bound: min(r A, clip(r, 1 - low, 1 + high) A).
 
   With `dual` above 0 it is at least dual A where A < 0, so that one token which has
-  become far likelier cannot outweigh the others (Ye et al., 2019,
-  https://arxiv.org/abs/1912.09729; TRL's delta).
+  become far likelier cannot outweigh the others (dual clip, 3 in veRL; TRL's delta).
   """
   bounded = jnp.clip(ratio, 1.0 - low, 1.0 + high)
   gain = jnp.minimum(ratio * advantage, bounded * advantage)
@@ -28,13 +27,14 @@ def clipped(
   return jnp.where(advantage < 0, jnp.maximum(gain, dual * advantage), gain)
 
 
-def check_dual(dual: float, high: float) -> None:
-  """Refuses a dual clip at which a ratio within the clip would lose its gradient."""
+def band(low: float, high: float, dual: float) -> dict[str, float]:
+  """The options of `clipped`, where a ratio within the clip keeps its gradient."""
   if dual and not dual > 1.0 + high:
     raise InputError(
       f'dual_clip={dual!r} bounds the ratio where the advantage is negative: give more '
       f'than 1 + the upper clip, {1.0 + high:g}, such as 3, or 0 for none.'
     )
+  return {'low': low, 'high': high, 'dual': dual}
 
 
 def value_error(value: BGT, old: BGT, target: BGT, *, clip: float) -> BGT:
