@@ -24,7 +24,7 @@ from jaxrl_llm import (
 from jaxrl_llm.data import chat, examples
 from jaxrl_llm.evaluate import held_out
 from jaxrl_llm.feeds import Feed, pretraining, refuse_uncorrected
-from jaxrl_llm.models import caching, pretrained, templates
+from jaxrl_llm.models import caching, pretrained
 from jaxrl_llm.rewards import combine, shaping
 from jaxrl_llm.rollout import draw, mixture, trees
 from jaxrl_llm.rollout.sampler import make_sampler
@@ -83,8 +83,7 @@ def fed(config, model, mesh, task, source, score, extra) -> Feed:
   """Source and held-out score of a policy as a feed, with the demonstrations of
   config.pretrain as a second stream, if there are any.
   """
-  digest = templates.worded(task.digest, config, model.tokenizer)
-  found = examples.Data((), (), digest, task.report)
+  found = examples.Data((), (), task.digest, task.report)
   evaluate = lambda state: score(forward.policy(state))
   feed = Feed(source, evaluate, found, extra=extra)
   if 'pretrain' not in config:

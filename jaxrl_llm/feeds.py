@@ -19,7 +19,7 @@ from jaxrl_llm import (
 )
 from jaxrl_llm.data import chat, examples, fitting, order
 from jaxrl_llm.evaluate import held_out, stored
-from jaxrl_llm.models import pretrained, templates
+from jaxrl_llm.models import pretrained
 from jaxrl_llm.types import Batch, InputError, State
 
 
@@ -98,8 +98,7 @@ def load_data(config, model) -> tuple[examples.Data, examples.Encoder]:
   )
   data = fitting.fitted(data, encode, config.method)
   report = [*data.report, *examples.boundaries(coder, data.train)]
-  digest = templates.worded(data.digest, config, model.tokenizer)
-  return data._replace(digest=digest, report=report), encode
+  return data._replace(report=report), encode
 
 
 def drawing(config, data, encode) -> tuple[order.Index, Callable]:

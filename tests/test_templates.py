@@ -4,7 +4,7 @@ import pytest
 import runs
 from ml_collections import config_dict
 
-from jaxrl_llm import feeds, restored, train
+from jaxrl_llm import restored, train
 from jaxrl_llm.data import chat
 from jaxrl_llm.models import pretrained
 from jaxrl_llm.types import InputError
@@ -57,16 +57,6 @@ def test_a_run_its_samples_and_its_export_have_the_template(tmp_path, path):
   restored.export(policy, tmp_path / 'out')
   exported = pretrained.load(str(tmp_path / 'out')).tokenizer
   assert exported.chat_template == KEEPS
-
-
-def test_another_template_in_the_file_is_other_data(tmp_path, path):
-  c = runs.config('sft', model=dict(chat_template=path))
-  digests = []
-  for text in (KEEPS, FORGETS, KEEPS):
-    (tmp_path / 'keeps.jinja').write_text(text)
-    digests.append(feeds.load_data(c, pretrained.configured(c.model))[0].digest)
-  first, other, again = digests
-  assert first == again != other
 
 
 @pytest.mark.parametrize(('text', 'words'), [(None, 'not readable'), (' ', 'empty')])

@@ -1,6 +1,5 @@
 """A chat template from a file (config.model.chat_template), for the tokenizer's own."""
 
-import hashlib
 from pathlib import Path
 
 from jaxrl_llm.types import InputError
@@ -36,16 +35,3 @@ def dated(template):
   """
   says = isinstance(template, str) and 'strftime_now' in template
   return DATE + template if says else template
-
-
-def worded(digest: str, config, tokenizer) -> str:
-  """A digest of rows that counts the template too, where it is a file that may change.
-
-  Args:
-    digest: of the rows.
-    config: of the run, or of a part without a model.
-    tokenizer: the model's, with that template.
-  """
-  if not config.get('model', {}).get('chat_template', ''):
-    return digest
-  return hashlib.sha256((digest + tokenizer.chat_template).encode()).hexdigest()
