@@ -39,9 +39,9 @@ def with_clip_cov(
   out tokens that the ratio's clip silences anyway; here they count.
   """
   check_share('clip_cov', share)
-  if not low < high:
+  if low > high:
     raise InputError(
-      f'config.plan: clip_cov_low={low!r} is not below clip_cov_high={high!r}, and no '
+      f'config.plan: clip_cov_low={low!r} is above clip_cov_high={high!r}, and no '
       'token lies between them. Give the lower one first.'
     )
 

@@ -375,7 +375,7 @@ def test_numbers_of_sections_out_of_range(section, option, words):
 
 
 def test_a_band_of_covariances_the_wrong_way_round():
-  with pytest.raises(InputError, match=r'clip_cov_low=5\.0 is not below'):
+  with pytest.raises(InputError, match=r'clip_cov_low=5\.0 is above'):
     selection.with_clip_cov(build.method('grpo'), share=0.1, low=5.0, high=1.0)
   with pytest.raises(InputError, match=r'kl_cov=-1\.0'):
     selection.with_kl_cov(build.method('grpo'), share=-1.0, coef=0.1)

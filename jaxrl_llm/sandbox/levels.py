@@ -79,6 +79,7 @@ def bubblewrap(limits: Limits) -> list[str]:
 
 def namespaces(limits: Limits) -> list[str]:
   plan = dict(
+    parent=os.getpid(),
     shown=shown(),
     hidden=hidden(),
     disk=DISK,
