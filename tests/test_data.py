@@ -1106,7 +1106,9 @@ def test_changed_data_is_refused_at_resume(tmp_path, monkeypatch):
   folder = str(tmp_path / 'run')
   killed(c, folder, monkeypatch)
   write(tmp_path, [*rows[:-1], {'prompt': 'q18', 'completion': 'abd'}])
-  with pytest.raises(InputError, match='not those of this run up to step 2'):
+  with pytest.raises(
+    InputError, match='the data are not what this run had up to step 2'
+  ):
     train.main(c, folder)
   write(tmp_path, rows)
   train.main(c, folder)

@@ -66,7 +66,7 @@ def ppo(
     adv, target = estimate(reward, batch.old_value, mask, discount=discount, lam=lam)
     bound = advantage_clip or jnp.inf
     white = jnp.clip(advantages.whiten(adv, mask), -bound, bound)
-    white *= state.step >= critic_steps
+    white *= (state.step >= critic_steps) if critic_steps else 1.0
     return state, batch.replace(advantage=white, target=target)
 
   needs = ('logp', 'value', 'old_logp', 'old_value') + (('ref_logp',) if beta else ())
