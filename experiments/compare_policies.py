@@ -39,8 +39,10 @@ def main(argv: list[str]) -> None:
     raise InputError(f'{args.runs[0]} did not learn from pairs; name such a run first.')
   encode = dataclasses.replace(encode, bucket=64)
   how = dict(samples=args.samples, max_length=args.max_length, batch=args.batch)
+  print(f'{len(data.test)} held-out pairs, {len(args.runs) + 1} policies.', flush=True)
   tell, base = policies.make_tell(model, data.test, encode, **how)
   found = {'before': row(tell(model.params()), base)}
+  print('before', found['before'], flush=True)
   for run in args.runs:
     found[Path(run).name] = row(tell(restored.policy(run).params), base)
     print(run, found[Path(run).name], flush=True)
