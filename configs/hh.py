@@ -8,8 +8,9 @@ it as labels:
   python experiments/reshape.py transcripts FILE PAIRS.jsonl
   python experiments/reshape.py labels PAIRS.jsonl LABELS.jsonl
 
-LoRA on SmolLM2-135M-Instruct, two CPU cores; the README's tables of real data have the
-results and the time. One learning rate for all. A larger model on a pod:
+LoRA on SmolLM2-135M-Instruct, two CPU cores; the README's table of real data has dpo's
+result and time, of the others none is recorded yet. One learning rate for all. A larger
+model on a pod:
 --config.model.name=meta-llama/Llama-3.2-1B-Instruct --config.model.dtype=bfloat16
 --config.model.remat=full --config.source.prompts=64.
 """

@@ -40,8 +40,9 @@ def main(argv: list[str]) -> None:
   encode = dataclasses.replace(encode, bucket=64)
   how = dict(samples=args.samples, max_length=args.max_length, batch=args.batch)
   print(f'{len(data.test)} held-out pairs, {len(args.runs) + 1} policies.', flush=True)
-  tell, base = policies.make_tell(model, data.test, encode, **how)
-  found = {'before': row(tell(model.params()), base)}
+  tell, before = policies.make_tell(model, data.test, encode, **how)
+  base = before.pairs
+  found = {'before': row(before, base)}
   print('before', found['before'], flush=True)
   for run in args.runs:
     found[Path(run).name] = row(tell(restored.policy(run).params), base)
@@ -55,8 +56,8 @@ def row(told: policies.Told, base: np.ndarray) -> dict[str, list[float]]:
   """Each column's value, and the ends of its interval."""
   drift, length = told.fresh - told.base, told.length.astype(float)
   shares = {
-    'prefers chosen, sum log(pi / ref)': policies.prefers(told.pairs - base),
-    'prefers chosen, mean log pi': policies.prefers(told.pairs / told.tokens),
+    'prefers chosen, sum log(pi / ref)': accuracy.ahead(told.pairs - base),
+    'prefers chosen, mean log pi': accuracy.ahead(told.pairs / told.tokens),
     'out of room': told.truncated.astype(float),
   }
   means = {'KL to reference, nats': drift, 'tokens of an answer': length}

@@ -8,7 +8,7 @@ import runs
 from test_scripts import script
 
 from jaxrl_llm import log, train
-from jaxrl_llm.evaluate import policies
+from jaxrl_llm.evaluate import accuracy
 from jaxrl_llm.types import InputError
 
 
@@ -40,7 +40,7 @@ def test_a_table_of_runs(run, tmp_path, capsys):
 
 def test_preferences_by_hand():
   nats = np.array([[-1.0, -2.0], [-3.0, -3.0], [-2.0, -1.0]])
-  np.testing.assert_array_equal(policies.prefers(nats), [1.0, 0.5, 0.0])
+  np.testing.assert_array_equal(accuracy.ahead(nats), [1.0, 0.5, 0.0])
 
 
 def test_runs_of_other_kinds_are_refused(run):

@@ -47,6 +47,11 @@ def bootstrap(
   return float(low), float(high)
 
 
+def ahead(scores: np.ndarray) -> np.ndarray:
+  """Whether the first of two scores [N, 2] is the larger one, [N]; a tie is half."""
+  return (1 + np.sign(scores[:, 0] - scores[:, 1])) / 2
+
+
 def pass_at_k(n: int, c: int, k: int) -> float:
   """Probability that one of k samples is right, unbiased, from c right of n.
 

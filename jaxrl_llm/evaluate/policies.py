@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from jaxrl_llm import forward, types
+from jaxrl_llm import forward, sources, types
 from jaxrl_llm.data.examples import Encoder, Example, in_turns
 from jaxrl_llm.models import pretrained
 from jaxrl_llm.models.decoder import Decoder
@@ -39,9 +39,9 @@ def make_tell(
   samples: int,
   max_length: int,
   batch: int = 16,
-) -> tuple[Callable[[Params], Told], np.ndarray]:
-  """Returns `tell(params) -> Told` of policies of one network, and the log-probs that
-  the model itself gives the pairs, [N, 2].
+) -> tuple[Callable[[Params], Told], Told]:
+  """Returns `tell(params) -> Told` of policies of one network, and what it tells of the
+  model itself.
 
   Args:
     pairs: the chosen completion first; groups that do not fit are left out.
@@ -57,7 +57,8 @@ def make_tell(
   kept = [i for i, c in enumerate(coded) if c.kept]
   order = sorted(kept, key=lambda i: coded[i].size)
   turns = [(len(t), b) for t, b in in_turns(encode, pairs, order, batch)]
-  asked = questions(coded, samples, encode.max_prompt)
+  prompts = dict.fromkeys(tuple(coded[i].prompt) for i in kept)  # No one twice.
+  asked = sources.pad([*prompts][:samples], encode.max_prompt)
   sample = sampler.make_sampler(decoder, group=1, max_length=max_length, slots=batch)
   stops = pretrained.stop_ids(model.tokenizer)
   how = draw.options(len(asked[0]), max_length=max_length, stop_ids=stops)
@@ -84,18 +85,4 @@ def make_tell(
       rollout.stop_reason[:, 0] == 0,
     )
 
-  return tell, of_pairs(base)
-
-
-def questions(coded, count: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-  """The first different prompts: [M, width] right-padded, and their lengths."""
-  found = list(dict.fromkeys(tuple(c.prompt) for c in coded if c.kept))[:count]
-  tokens = np.zeros((len(found), width), np.int32)
-  for row, ids in zip(tokens, found):
-    row[: len(ids)] = ids
-  return tokens, np.array([len(ids) for ids in found], np.int32)
-
-
-def prefers(nats: np.ndarray) -> np.ndarray:
-  """Whether the first of each two is the larger one, [N]; a tie is half."""
-  return (1 + np.sign(nats[:, 0] - nats[:, 1])) / 2
+  return tell, tell(base)

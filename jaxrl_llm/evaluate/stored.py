@@ -77,8 +77,7 @@ def longer(length: np.ndarray, valid: np.ndarray) -> tuple[float, float]:
   """How many valid pairs have the longer completion first, a tie being half, of how
   many: `length` [B, 2], `valid` [B].
   """
-  ahead = (1 + np.sign(length[:, 0] - length[:, 1])) / 2
-  return float((ahead * valid).sum()), float(valid.sum())
+  return float((accuracy.ahead(length) * valid).sum()), float(valid.sum())
 
 
 def summary(totals: Sequence[dict], groups: int) -> dict[str, float]:
