@@ -30,6 +30,8 @@ def get_config(method: str = 'kto') -> config_dict.ConfigDict:
   c.optimizer[role].decay = 'linear'
   c.evaluation = dict(every=63, batch=16)
   c.source = stored(16, 256, 256)
+  if method == 'kto':
+    c.method.baseline, c.source.cache_reference = 'batch', True
   c.data = dict(
     name='solutions',
     path=config_dict.placeholder(str),
