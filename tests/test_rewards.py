@@ -11,6 +11,7 @@ from jaxrl_llm.rewards.checker import checker
 from jaxrl_llm.rewards.numeric import numeric
 from jaxrl_llm.rewards.overlong import overlong
 from jaxrl_llm.rewards.sample import Sample
+from jaxrl_llm.rewards.sentiment import sentiment
 from jaxrl_llm.rewards.think_format import think_format
 from jaxrl_llm.tasks import records
 from jaxrl_llm.tasks.letters import letters
@@ -213,6 +214,16 @@ def test_overlong_is_linear_in_the_cache():
 def test_overlong_refuses_a_cache_out_of_range(cache):
   with pytest.raises(InputError, match=f'cache is {cache}'):
     overlong(max_length=10, cache=cache)
+
+
+def test_sentiment_is_that_of_a_lexicon():
+  score = sentiment()
+  good, bad = (score(sample(f'The food was {x}.')) for x in ('great', 'terrible'))
+  assert -1 < bad < 0 == score(sample('')) < good < 1
+  assert score(sample('The food was not great.')) < 0
+  # All words count, and none of them takes the time of the others.
+  assert score(sample('great ' + 'word ' * 20_000)) > 0
+  assert score(sample('\U0001f600' * 20_000)) == 0
 
 
 def test_checker_is_the_tasks_verdict():
