@@ -21,7 +21,14 @@ from jaxrl_llm.embeddings.server import server
 from jaxrl_llm.evaluate import benchmarks
 from jaxrl_llm.models import pretrained
 from jaxrl_llm.ops import logprobs
-from jaxrl_llm.principles import consensus, extraction, fuzzy, grammar, table
+from jaxrl_llm.principles import (
+  consensus,
+  extraction,
+  fuzzy,
+  grammar,
+  matched,
+  table,
+)
 from jaxrl_llm.principles.extraction import Claim
 from jaxrl_llm.rewards.reasoned import reasoned
 from jaxrl_llm.rewards.sample import Sample
@@ -324,6 +331,29 @@ def test_principles_of_a_solution():
 
 
 # ---- The benchmark -------------------------------------------------------------------
+
+
+def test_one_table_of_judgements_for_two_models():
+  row = lambda prompt, said, word: {
+    'prompt': prompt,
+    'completion': said,
+    'principle': 'Be brief.',
+    'fulfilment': word,
+  }
+  rows = [row('p', 'a', 'Yes'), row('p', 'b', 'no'), row('p', 'c', 'No')]
+  rows += [row('q', 'd', 'Yes'), row('r', 'e', 'No')]  # Nothing to be told apart from.
+  found = list(matched.pairs(rows, each=0))
+  pair = {'prompt': 'p', 'chosen': 'a', 'principle': 'Be brief.'}
+  assert sorted(found, key=str) == [pair | {'rejected': x} for x in 'bc']
+  one = list(matched.pairs(rows))
+  assert len(one) == 1 and one == list(matched.pairs(rows)) and one[0] in found
+  drawn = {str(list(matched.pairs(rows, seed=seed))) for seed in range(9)}
+  assert len(drawn) == 2
+  back = list(matched.judgements(found[:1]))
+  assert back[0] == row('p', 'a', 'Yes')
+  assert back[1] == row('p', found[0]['rejected'], 'No')
+  with pytest.raises(InputError, match='fulfilment'):
+    list(matched.pairs([rows[0] | {'fulfilment': 'maybe'}]))
 
 
 def test_the_benchmark_of_principles():
