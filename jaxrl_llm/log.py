@@ -52,8 +52,13 @@ class Sink(NamedTuple):
 def write_json(path: Path, value: Any) -> None:
   """Writes a file whole or not at all."""
   part = path.with_name(f'.{path.name}.part')
-  part.write_text(json.dumps(value, indent=2, default=str) + '\n')
+  part.write_text(json.dumps(value, indent=2, default=unpacked) + '\n')
   os.replace(part, path)
+
+
+def unpacked(value: Any) -> Any:
+  """NumPy's and JAX's numbers as Python's; what JSON has no form for by its name."""
+  return value.tolist() if hasattr(value, 'tolist') else str(value)
 
 
 def read_lines(path: Path) -> list[dict]:

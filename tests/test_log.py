@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from matplotlib import image
 from ml_collections import config_dict
@@ -110,6 +112,14 @@ def test_write_json_is_whole_or_not_at_all(tmp_path, monkeypatch, broken):
   assert not (tmp_path / 'new.json').exists()
   log.write_json(path, {'a': 3})
   assert json.loads(path.read_text()) == {'a': 3}
+
+
+def test_numbers_of_arrays_are_numbers_in_a_file(tmp_path):
+  path = tmp_path / 'x.json'
+  log.write_json(path, {'n': np.int64(3), 'x': np.arange(2.0), 'y': jnp.float32(0.5)})
+  assert json.loads(path.read_text()) == {'n': 3, 'x': [0.0, 1.0], 'y': 0.5}
+  log.write_json(path, {'where': tmp_path})
+  assert json.loads(path.read_text()) == {'where': str(tmp_path)}
 
 
 def test_truncation_that_is_killed_loses_nothing(tmp_path, monkeypatch):
