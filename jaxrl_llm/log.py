@@ -58,7 +58,8 @@ def write_json(path: Path, value: Any) -> None:
 
 def unpacked(value: Any) -> Any:
   """NumPy's and JAX's numbers as Python's; what JSON has no form for by its name."""
-  return value.tolist() if hasattr(value, 'tolist') else str(value)
+  arrays = np.generic | np.ndarray | jax.Array
+  return value.tolist() if isinstance(value, arrays) else str(value)
 
 
 def read_lines(path: Path) -> list[dict]:

@@ -59,26 +59,25 @@ def make_tell(
   turns = [(len(t), b) for t, b in in_turns(encode, pairs, order, batch)]
   prompts = dict.fromkeys(tuple(coded[i].prompt) for i in kept)  # No one twice.
   asked = sources.pad([*prompts][:samples], encode.max_prompt)
+  ids = np.arange(len(asked[0]), dtype=np.int32)
   sample = sampler.make_sampler(decoder, group=1, max_length=max_length, slots=batch)
   stops = pretrained.stop_ids(model.tokenizer)
-  how = draw.options(len(asked[0]), max_length=max_length, stop_ids=stops)
+  how = draw.options(len(ids), max_length=max_length, stop_ids=stops)
 
   def total(params, rows: Batch) -> np.ndarray:
     return np.where(rows.mask > 0, np.asarray(read(params, rows)), 0.0).sum(-1)
 
-  def of_pairs(params) -> np.ndarray:
-    return np.concatenate([total(params, b)[:n] for n, b in turns])
+  tokens = np.concatenate([b.mask.sum(-1)[:n] for n, b in turns])
 
   def tell(params) -> Told:
-    ids = np.arange(len(asked[0]), dtype=np.int32)
     rollout = jax.device_get(sample(params, *asked, ids, how, jax.random.key(0), 0))
     rows = types.make_batch(*asked, rollout.tokens, rollout.length)
     cut = lambda i: jax.tree.map(lambda x: x[i : i + batch], rows)
     seen = [total(base, cut(i)) for i in range(0, len(ids), batch)]
     said = np.where(rows.mask > 0, rollout.behavior_logp, 0.0).sum(-1)
     return Told(
-      of_pairs(params),
-      np.concatenate([b.mask.sum(-1)[:n] for n, b in turns]),
+      np.concatenate([total(params, b)[:n] for n, b in turns]),
+      tokens,
       said[:, 0],
       np.concatenate(seen)[:, 0],
       rollout.length[:, 0],
