@@ -615,7 +615,7 @@ def test_codpo_by_hand():
   logp = jnp.array([[[-7.0], [-0.5], [-4.0], [-7.0]]])
   logit = 0.5 * ((-0.5 + 2) - (-4 + 3))
   want = np.log1p(np.exp(-logit)) + 0.25 * 0.5
-  check(m.loss(Outputs(logp=logp), weigh(got, m)), want)
+  check(m.loss(Outputs(logp=logp), m.measure(None, weigh(got, m))), want)
 
 
 def test_codpo_of_two_with_one_that_fails_is_dpo():

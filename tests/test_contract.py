@@ -175,11 +175,12 @@ def check_same(got, want, atol=1e-6):
 SAMPLED = [name for name in METHODS if name not in default_config.KINDS]
 ON_POLICY = [
   name
-  if name in ('grpo', 'gspo', 'ppo', 'rebel')
+  if name in ('grpo', 'gspo', 'ppo', 'rebel', 'cgpo_codpo')
   else pytest.param(name, marks=pytest.mark.slow)
   for name in SAMPLED
 ]
-AS_ONE = ('rebel', 'refuel', 'online_ipo', 'inpo')  # By both rows of a pair.
+# By both rows of a pair.
+AS_ONE = ('rebel', 'refuel', 'online_ipo', 'inpo', 'cgpo_codpo')
 
 
 @pytest.mark.parametrize('name', ON_POLICY)
