@@ -140,6 +140,11 @@ def make_method(config) -> Method:
       'sees a loss of exactly 0, and does nothing. Set config.plan.minibatches=4, or '
       "config.method.signal='reward'."
     )
+  if 'gdro_passed' in method.extra and s.name == 'until_mixed':
+    raise InputError(
+      f"config.source.name='until_mixed' shows {config.method.name} only mixed groups, "
+      "and every prompt would count as solved. Set it to 'on_policy'."
+    )
   if s.get('replay'):
     method = asking.with_replay(method, config)
   if 'pretrain' not in config:

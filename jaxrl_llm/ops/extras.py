@@ -47,3 +47,29 @@ def calibrated(batch: Batch, anchor: str, method: str) -> BG:
     raise InputError(f"{method}: anchor={anchor!r}; give 'answer' or 'greedy'.")
   other = read(batch, names[anchor], method)
   return jax.nn.sigmoid(batch.reward - other[:, None]) * batch.valid
+
+
+def fresh(batch: Batch) -> BG:
+  """1 for valid rows of this step, 0 for what is replayed (replay.py): [B, G].
+
+  What counts or averages from step to step has seen the others before.
+  """
+  return batch.valid * (1.0 - replayed(batch)[:, None])
+
+
+def replayed(batch: Batch) -> Array:
+  """1 for groups that an earlier step sampled: [B]."""
+  return batch.extra.get('replayed', jnp.zeros(len(batch.valid)))
+
+
+def visits(batch: Batch) -> tuple[Array, Array]:
+  """Of each prompt its share of right completions, and whether it was asked now: [B].
+
+  A source says the share of all that it drew, extra['solved']: no filter, pair or hint
+  changes it. Right is an accuracy, or without one a reward, above 0.5.
+  """
+  if 'solved' in batch.extra:
+    return batch.extra['solved'], replayed(batch) == 0
+  told = batch.extra.get('accuracy', batch.reward)
+  right = ((told > 0.5) * batch.valid).sum(1)
+  return right / jnp.maximum(batch.valid.sum(1), 1.0), fresh(batch).any(1)
