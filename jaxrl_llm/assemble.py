@@ -30,6 +30,7 @@ from jaxrl_llm import (
   sources,
   step,
   types,
+  unread,
 )
 from jaxrl_llm.data.examples import Data
 from jaxrl_llm.evaluate import held_out
@@ -124,6 +125,7 @@ def make_method(config) -> Method:
   """The method that config.method names, with what config wraps around it."""
   options, u, s = config.method.to_dict(), config.plan, config.source
   method = build.method(options.pop('name'), **options)
+  unread.check(config, method)
   if s.get('pool'):
     table = dict(pool=s.pool, prompts=s.prompts, ema=s.pool_ema)
     method = curriculum.tracked(method, **table)

@@ -48,6 +48,6 @@ def prime(*, process: float = 5.0, prm_beta: float = 0.05, clip: float = 0.2) ->
     }
 
   needs = (*policy.needs, 'prm_logp', 'ref_logp')
-  return Method(
-    loss, needs, prepare, ('old_prm_logp', 'ref_logp'), aggregate=policy.aggregate
-  )
+  before = ('old_prm_logp', 'ref_logp')
+  carried = dict(aggregate=policy.aggregate, reads=('accuracy',))
+  return Method(loss, needs, prepare, before, **carried)

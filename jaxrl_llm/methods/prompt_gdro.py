@@ -57,7 +57,8 @@ def prompt_gdro(
     return steered(state, batch, told, ema, floor)
 
   extra = bins.start(prompts, history) | {'gdro_score': np.zeros(count)}
-  return plain._replace(loss=loss, prepare=prepare, after=after, extra=extra)
+  told = dict(after=after, extra=extra, reads=('accuracy',))
+  return plain._replace(loss=loss, prepare=prepare, **told)
 
 
 def steered(state, batch, told, ema: float, floor: float):

@@ -66,7 +66,8 @@ def rollout_gdro(
 
   extra = bins.start(prompts, history) | first(count, np.arange(least, most + 1))
   extra |= {'arm_mean': mean}
-  return plain._replace(loss=loss, prepare=prepare, after=after, extra=extra)
+  told = dict(after=after, extra=extra, reads=('accuracy',))
+  return plain._replace(loss=loss, prepare=prepare, **told)
 
 
 def first(count: int, arms) -> dict:

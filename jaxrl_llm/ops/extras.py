@@ -20,6 +20,8 @@ KNOWN = {
   ),
 }
 
+ANCHORS = {'answer': 'anchor_reward', 'greedy': 'greedy_reward'}
+
 
 def read(batch: Batch, name: str, method: str) -> Array:
   """batch.extra[name], with 0 in rows that are not valid; its lack is an InputError."""
@@ -42,11 +44,15 @@ def calibrated(batch: Batch, anchor: str, method: str) -> BG:
   Args:
     anchor: 'answer' or 'greedy'.
   """
-  names = {'answer': 'anchor_reward', 'greedy': 'greedy_reward'}
-  if anchor not in names:
-    raise InputError(f"{method}: anchor={anchor!r}; give 'answer' or 'greedy'.")
-  other = read(batch, names[anchor], method)
+  other = read(batch, ANCHORS[anchor], method)
   return jax.nn.sigmoid(batch.reward - other[:, None]) * batch.valid
+
+
+def anchored(anchor: str, method: str) -> tuple[str, ...]:
+  """Method.reads of who calls `calibrated`; another anchor is an InputError."""
+  if anchor not in ANCHORS:
+    raise InputError(f"{method}: anchor={anchor!r}; give 'answer' or 'greedy'.")
+  return (ANCHORS[anchor],)
 
 
 def fresh(batch: Batch) -> BG:
