@@ -416,7 +416,7 @@ def test_what_is_right_is_asked_for_by_sources_too():
   for asked in (dict(name='until_mixed'), dict(hints=2), dict(pool=32)):
     c = toy.get_config('grpo')
     c.source.update(accuracy='letter', **asked)
-    assemble.make_method(c)
+    assert not assemble.make_method(c).reads
 
 
 @pytest.mark.parametrize('main', unread.UNDER)

@@ -65,8 +65,7 @@ def rollout_gdro(
     return state.replace(extra=state.extra | moved | {'arm_logp': logp})
 
   extra = bins.start(prompts, history) | first(count, np.arange(least, most + 1))
-  extra |= {'arm_mean': mean}
-  told = dict(after=after, extra=extra, reads=('accuracy',))
+  told = dict(after=after, extra=extra | {'arm_mean': mean}, reads=('accuracy',))
   return plain._replace(loss=loss, prepare=prepare, **told)
 
 
