@@ -5,9 +5,10 @@ r"""Ablates by swapping: paired seeds, intervals and a figure in one command.
 
 Every combination of the swaps is an arm; each arm runs with the same seeds, and arms
 are compared with the first, seed by seed. `--swap=method.name=grpo,rloo` swaps methods:
-each with its own defaults, and what the config sets beside those of the first. What an
-arm has is said before it runs. The same command goes on where it stopped. --workdir
-gets table.md, result.json, figure.png and a run folder per arm and seed.
+each with its own defaults, and what the config sets beside those of the first, but for
+options of the source that only the first reads. What an arm has is said before any
+runs. The same command goes on where it stopped. --workdir gets table.md, result.json,
+figure.png and a run folder per arm and seed.
 """
 
 import sys
@@ -34,7 +35,7 @@ def main() -> None:
     raise InputError('Give --config=FILE, --swap=path=value,value and --seeds from 1.')
   folder, config = Path(WORKDIR.value), CONFIG.value
   overrides = grid.arms(SWAP.value)
-  configs = [grid.changed(config, one) for one in overrides]  # Mistakes show first.
+  configs = grid.every(config, overrides)  # Mistakes show first.
   curves = {grid.label(one): [] for one in overrides}
   for name, one in zip(curves, configs):
     print(f'{name}: {one.method.to_dict()}')

@@ -30,7 +30,7 @@ def main() -> None:
   if CONFIG.value is None or not GRID.value:
     raise InputError('Give --config=FILE and --grid=path=value,value.')
   folder, overrides = Path(WORKDIR.value), grid.arms(GRID.value)
-  configs = [grid.changed(CONFIG.value, one) for one in overrides]
+  configs = grid.every(CONFIG.value, overrides)  # Mistakes show first.
   curves = {}
   for one, config in zip(overrides, configs):
     name = grid.label(one)

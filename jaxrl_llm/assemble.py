@@ -30,6 +30,7 @@ from jaxrl_llm import (
   sources,
   step,
   types,
+  unread,
 )
 from jaxrl_llm.data.examples import Data
 from jaxrl_llm.evaluate import held_out
@@ -124,6 +125,7 @@ def make_method(config) -> Method:
   """The method that config.method names, with what config wraps around it."""
   options, u, s = config.method.to_dict(), config.plan, config.source
   method = build.method(options.pop('name'), **options)
+  unread.check(config, method)
   if s.get('pool'):
     table = dict(pool=s.pool, prompts=s.prompts, ema=s.pool_ema)
     method = curriculum.tracked(method, **table)
@@ -139,6 +141,11 @@ def make_method(config) -> Method:
       f"config.method.signal='loss': with one update of a batch {config.method.name} "
       'sees a loss of exactly 0, and does nothing. Set config.plan.minibatches=4, or '
       "config.method.signal='reward'."
+    )
+  if 'gdro_passed' in method.extra and s.name == 'until_mixed':
+    raise InputError(
+      f"config.source.name='until_mixed' shows {config.method.name} only mixed groups, "
+      "and every prompt would count as solved. Set it to 'on_policy'."
     )
   if s.get('replay'):
     method = asking.with_replay(method, config)

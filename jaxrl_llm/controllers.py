@@ -38,7 +38,7 @@ def adaptive_kl(beta: float, target: float, horizon: float):
 
   def after(state: State, batch: Batch, metrics: Metrics) -> State:
     error = jnp.clip(metrics['kl_ref_seq'] / target - 1.0, -0.2, 0.2)
-    change = 1.0 + error * batch.valid.sum() / horizon
+    change = 1.0 + error * extras.fresh(batch).sum() / horizon
     return state.replace(extra=state.extra | {'beta': state.extra['beta'] * change})
 
   return after, {'beta': beta}
@@ -129,7 +129,7 @@ MOMENTS = ('reward_count', 'reward_sum', 'reward_squares')
 def observed(state: State, batch: Batch) -> State:
   """The state with this batch's scores in its moments."""
   powers = (jnp.power(batch.reward, i) for i in range(3))
-  added = (jnp.sum(x * batch.valid) for x in powers)
+  added = (jnp.sum(x * extras.fresh(batch)) for x in powers)
   moments = {name: state.extra[name] + x for name, x in zip(MOMENTS, added)}
   return state.replace(extra=state.extra | moments)
 
@@ -184,7 +184,7 @@ def multiplier(
 
 def latest(extra: dict, cost: BG, valid: BG) -> tuple[Array, Array]:
   """Valid costs, the newest first, and 1 where there is one: a window, or the batch."""
-  costs = jnp.concatenate([cost.ravel(), extra['costs']])
+  costs = jnp.concatenate([(cost * valid).ravel(), extra['costs']])
   seen = jnp.concatenate([valid.ravel(), extra['costs_seen']])
   order = jnp.argsort(-seen, stable=True)[: max(cost.size, len(extra['costs']))]
   return costs[order], seen[order]
@@ -209,8 +209,10 @@ def kl_gate(coef: float, kl: Callable):
   """
 
   def gated(state: State, batch: Batch) -> tuple[State, Batch]:
-    share = batch.mask / jnp.maximum(batch.mask.sum(), 1.0)
-    reward = jnp.sum(batch.valid * batch.reward) / jnp.maximum(batch.valid.sum(), 1.0)
+    rows = extras.fresh(batch)
+    mask = batch.mask * rows[..., None]
+    share = mask / jnp.maximum(mask.sum(), 1.0)
+    reward = jnp.sum(rows * batch.reward) / jnp.maximum(rows.sum(), 1.0)
     state, threshold = followed(state, reward)
     apart = jnp.sum(share * kl(batch.old_logp, batch.ref_logp))
     short = 0.9 * state.extra['kl_short'] + 0.1 * apart

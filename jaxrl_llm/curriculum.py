@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrl_llm.ops import extras
 from jaxrl_llm.sources import host_rng
 from jaxrl_llm.types import InputError, Method, State
 
@@ -44,13 +45,11 @@ def tracked(method: Method, *, pool: int, prompts: int, ema: float) -> Method:
     )
 
   def prepare(state, batch):
-    told = batch.extra.get('accuracy', batch.reward)
-    right = ((told > 0.5) * batch.valid).sum(1)
-    share = right / jnp.maximum(batch.valid.sum(1), 1.0)
+    share, asked = extras.visits(batch)
     rate, who = state.extra['pass_rate'], batch.prompt_id % pool
     old = rate[who]
     new = jnp.where(old < 0, share, old + ema * (share - old))
-    new = jnp.where(batch.valid.any(1), new, old)
+    new = jnp.where(asked, new, old)
     rate = rate.at[who].set(new.astype(rate.dtype))
     state, batch = method.prepare(state, batch)
     return state.replace(extra=state.extra | {'pass_rate': rate}), batch

@@ -49,14 +49,15 @@ def sampled(prompts: int, group: int, max_prompt: int, max_length: int) -> dict:
   task's answer (ops/extras.py); `filter` is one of filtration.py, `pair` of pairing.py
   with its `margin`; `mask_truncated` learns nothing from what ran out of room; `steps`
   is for grpo_process and `mixture` for nash_md; `answer` (answers.py) is for grpo_care,
-  `accuracy`, a name of config.rewards, says what is right to that, until_mixed, `hints`
-  and `pool`; `verdict` is for rlbff_generative (spoken.py), with the task `principles`.
-  `hints` is how many of each category a question that nobody solves gets (scaffold.py),
-  0 none, after this share of the steps. `pool` draws from the first so many questions
-  by their pass rate (curriculum.py), 0 goes through all in turn. `replay` adds so many
-  of the last `replay_size` groups (replay.py). `ahead` draws a batch while the update
-  before it runs (ahead.py). `tree` grows a share of each group (rollout/trees.py): ((0,
-  1.0), (100, 0.5)) all of it, and half from step 100.
+  `accuracy`, a name of config.rewards, says what is right to that, prompt_gdro,
+  rollout_gdro, prime, until_mixed, `hints` and `pool`; `verdict` is for
+  rlbff_generative (spoken.py), with the task `principles`. `hints` is how many of each
+  category a question that nobody solves gets (scaffold.py), 0 none, after this share of
+  the steps. `pool` draws from the first so many questions by their pass rate
+  (curriculum.py), 0 goes through all in turn. `replay` adds so many of the last
+  `replay_size` groups (replay.py). `ahead` draws a batch while the update before it
+  runs (ahead.py). `tree` grows a share of each group (rollout/trees.py): ((0, 1.0),
+  (100, 0.5)) all of it, and half from step 100.
   """
   return dict(
     name='on_policy',

@@ -2,35 +2,75 @@
 
 import ast
 import itertools
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from ml_collections import config_dict
 
-from jaxrl_llm import build, checkpoint, log, train
+from jaxrl_llm import assemble, build, checkpoint, log, sections, train, unread
 from jaxrl_llm.types import InputError
 
 Overrides = dict[str, str]  # A dotted path into a config -> its value as text.
 
 
 def arms(swaps: Sequence[str]) -> list[Overrides]:
-  """Every combination of 'path=value,value': a comma inside brackets is no separator.
+  """Every combination of 'path=value,value'; see `separated`.
 
   Raises:
-    InputError: no '=', no value, or the same one twice.
+    InputError: no '=', no value, the same one twice, or a bracket that stays open.
   """
   choices = []
   for swap in swaps:
     path, found, values = swap.partition('=')
     if not found or not values or not path:
       raise InputError(f'{swap!r}: write path=value,value (method.beta=0,0.04).')
-    options = re.split(r',(?![^(\[]*[)\]])', values)
+    options = separated(values)
     if len({*options}) < len(options):
       raise InputError(f'{swap!r}: each value once; --seeds runs an arm again.')
-    choices.append([(path.removeprefix('config.'), v) for v in options])
+    choices.append([(path.strip(' ').removeprefix('config.'), v) for v in options])
   return [dict(chosen) for chosen in itertools.product(*choices)]
+
+
+def separated(text: str) -> list[str]:
+  """Values between commas: one inside brackets or quotes is no separator."""
+  found, depth, quote = [''], 0, ''
+  for c in text:
+    if quote:
+      quote = '' if c == quote else quote
+    elif c in '\'"':
+      quote = c
+    else:
+      depth += (c in '([{') - (c in ')]}')
+    if c == ',' and not depth and not quote:
+      found.append('')
+    else:
+      found[-1] += c
+  if depth or quote:
+    raise InputError(f'{text!r}: a bracket or quote is open; a comma would be in it.')
+  return [value.strip(' ') for value in found]
+
+
+def every(config, overrides: Sequence[Overrides]) -> list[config_dict.ConfigDict]:
+  """The config of each arm, its sections and its method checked before any runs.
+
+  What an arm's method does not read and the config's own does (unread.py), such as a
+  source's option for it, is put back to what it usually is.
+  """
+  mine = unread_paths(config)
+  configs = [changed(config, one) for one in overrides]
+  for one, arm in zip(overrides, configs):
+    for path in unread_paths(arm) - mine - {*one}:
+      unread.reset(arm, path)
+    sections.check(arm)
+    assemble.make_method(arm)
+  return configs
+
+
+def unread_paths(config) -> set[str]:
+  options = config.method.to_dict()
+  method = build.method(options.pop('name'), **options)
+  return {path for path, _ in unread.found(config, method)}
 
 
 def changed(
@@ -82,7 +122,8 @@ def other_method(config, name: str) -> config_dict.ConfigDict:
 def value(text: str, now):
   """`text` as a value of the type of `now`."""
   if isinstance(now, str):
-    return text
+    quoted = len(text) > 1 and text[0] == text[-1] and text[0] in '\'"'
+    return text[1:-1] if quoted else text
   try:
     found = ast.literal_eval(text)
   except (SyntaxError, ValueError):

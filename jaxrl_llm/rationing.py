@@ -55,8 +55,8 @@ def rationed(ask: Ask, *, prompts: int, group: int) -> Source:
       truncated=draw.truncates(how).any(),
     )
     right = spread(parts[ask.accuracy]) if ask.accuracy else None
-    batch = sources.told_apart(batch, records, right)
     batch = batch.replace(valid=spread(np.ones(len(ids), np.float32)))
+    batch = sources.told_apart(batch, records, right)
     metrics = sources.describe(batch, parts) | {
       f'gdro_rollouts/{b}': float(n) for b, n in zip(which, number)
     }

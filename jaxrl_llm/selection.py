@@ -68,7 +68,6 @@ def with_kl_cov(method: Method, *, share: float, coef: float) -> Method:
   whose signs mean nothing, have no slope here.
   """
   check_share('kl_cov', share)
-  check_share('kl_cov', share)
 
   def mark(out, batch):
     cov = covariance(out.logp, batch)

@@ -33,6 +33,7 @@ def told(config) -> dict[str, np.ndarray]:
   b, g, t = width(s), size(s), s.max_length
   found = told_of_completions(config) | {
     'accuracy': (s.get('accuracy'), (b, g)),
+    'solved': (True, (b,)),
     'answer': (s.get('answer'), (b, g, t)),
     'step_end': (s.get('steps'), (b, g, t)),
     'step_reward': (s.get('steps'), (b, g, t)),

@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxrl_llm import beside, process, types
 from jaxrl_llm.data.examples import Coded, Encoder, collate
+from jaxrl_llm.ops import extras
 from jaxrl_llm.rewards.combine import Scorer
 from jaxrl_llm.rewards.sample import Sample
 from jaxrl_llm.rollout import draw
@@ -292,13 +293,14 @@ def to_batch(
 
 def told_apart(batch: Batch, records: Sequence[Record], accuracy=None) -> Batch:
   """The batch with extra['question'] [B], the same whenever a question comes again,
-  and, if there is one, extra['accuracy'] [B, G].
+  extra['solved'] [B], its share of right completions (extras.visits), and, if there is
+  one, extra['accuracy'] [B, G].
   """
   ids = np.array([r.id for r in records], np.int32)
   batch = batch.replace(extra=batch.extra | {'question': ids})
-  if accuracy is None:
-    return batch
-  return with_extra(batch, 'accuracy', accuracy.reshape(batch.length.shape))
+  if accuracy is not None:
+    batch = with_extra(batch, 'accuracy', accuracy.reshape(batch.length.shape))
+  return with_extra(batch, 'solved', extras.visits(batch)[0])
 
 
 def with_extra(batch: Batch, name: str, x: np.ndarray) -> Batch:

@@ -187,6 +187,8 @@ class Method(NamedTuple):
   # Statistics that couple rows, over the whole minibatch, without gradient.
   measure: Callable[[Outputs, Batch], Batch] | None = None
   measure_needs: tuple[str, ...] = ()
+  # What any of them reads of Batch.extra that a source says where asked (unread.py).
+  reads: tuple[str, ...] = ()
   aggregate: Callable[[BGT], BGT] | None = None  # ops.weights.seq_mean if None.
   # The method's own controllers in `state.extra`: where they start, and how they move.
   extra: dict[str, Any] = {}  # Numbers or arrays.

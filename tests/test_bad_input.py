@@ -15,7 +15,17 @@ from absl import flags
 from ml_collections import config_dict
 
 from configs import toy
-from jaxrl_llm import asking, build, checkpoint, ranges, sections, selection, train
+from jaxrl_llm import (
+  asking,
+  assemble,
+  build,
+  checkpoint,
+  ranges,
+  sections,
+  selection,
+  train,
+  unread,
+)
 from jaxrl_llm import methods as methods_package
 from jaxrl_llm.models import config_json, pretrained, weights
 from jaxrl_llm.ops import sequences
@@ -372,6 +382,54 @@ def test_numbers_in_their_ranges():
 def test_numbers_of_sections_out_of_range(section, option, words):
   with pytest.raises(InputError, match=words):
     sections.check(runs.config(**{section: option}))
+
+
+@pytest.mark.parametrize(
+  ('path', 'value', 'name', 'reader'),
+  [
+    ('source.steps', 'a', 'grpo', 'grpo_process'),
+    ('source.answer', 'whole', 'grpo', 'grpo_care'),
+    ('source.greedy', True, 'rloo', 'remax'),
+    ('source.anchor', True, 'ppo', 'pairwise_ppo'),
+    ('source.mixture', 0.5, 'two_grpo', 'nash_md'),
+    ('source.verdict', True, 'grpo', 'rlbff_generative'),
+    ('source.accuracy', 'letter', 'grpo', 'prime'),
+    ('judge', {'name': 'better'}, 'grpo', 'think_rm_pairwise'),
+    ('model.dpo', 'tiny', 'ppo', 'rto'),
+    ('model.teacher', 'tiny', 'grpo', 'gkd'),
+    ('model.ref', 'tiny', 'dapo', 'grpo'),
+  ],
+)
+def test_what_the_method_does_not_read_is_refused(path, value, name, reader):
+  for method in (name, reader):
+    c = toy.get_config(method)
+    section, _, key = path.rpartition('.')
+    (c[section] if section else c)[key] = value
+    if method == reader:
+      assemble.make_method(c)
+      continue
+    with pytest.raises(InputError, match=f'config.{path} is set.*{name}'):
+      assemble.make_method(c)
+
+
+def test_what_is_right_is_asked_for_by_sources_too():
+  for asked in (dict(name='until_mixed'), dict(hints=2), dict(pool=32)):
+    c = toy.get_config('grpo')
+    c.source.update(accuracy='letter', **asked)
+    assert not assemble.make_method(c).reads
+
+
+@pytest.mark.parametrize('main', unread.UNDER)
+def test_an_option_under_one_that_is_off_is_refused(main):
+  for path in unread.UNDER[main]:
+    c = toy.get_config('grpo')
+    section, _, key = path.rpartition('.')
+    at = unread.get(c, section)
+    at[key] = (7, 8) if isinstance(at[key], tuple) else at[key] + 1
+    with pytest.raises(InputError, match=f'config.{path} is set.*{main} is off'):
+      assemble.make_method(c)
+    unread.reset(c, path)
+    assemble.make_method(c)
 
 
 def test_a_band_of_covariances_the_wrong_way_round():

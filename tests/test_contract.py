@@ -15,7 +15,7 @@ import pytest
 import test_embeddings
 import toy
 
-from jaxrl_llm import build, default_config, packing, sharding
+from jaxrl_llm import build, default_config, packing, sharding, unread
 from jaxrl_llm.forward import OBSERVED
 from jaxrl_llm.methods import grpo
 from jaxrl_llm.ops import importance
@@ -175,11 +175,12 @@ def check_same(got, want, atol=1e-6):
 SAMPLED = [name for name in METHODS if name not in default_config.KINDS]
 ON_POLICY = [
   name
-  if name in ('grpo', 'gspo', 'ppo', 'rebel')
+  if name in ('grpo', 'gspo', 'ppo', 'rebel', 'cgpo_codpo')
   else pytest.param(name, marks=pytest.mark.slow)
   for name in SAMPLED
 ]
-AS_ONE = ('rebel', 'refuel', 'online_ipo', 'inpo')  # By both rows of a pair.
+# By both rows of a pair.
+AS_ONE = ('rebel', 'refuel', 'online_ipo', 'inpo', 'cgpo_codpo')
 
 
 @pytest.mark.parametrize('name', ON_POLICY)
@@ -353,6 +354,20 @@ def test_needs_are_true(name):
   assert np.isfinite(loss(None))
   for field in {*m.needs, *m.prepare_needs, *m.measure_needs}:
     assert not np.isfinite(loss(field)), f'{field} is never read'
+
+
+@pytest.mark.parametrize('name', SAMPLED)
+def test_what_a_source_is_asked_for_is_declared(name):
+  """What a method does not declare (Method.reads) it does not miss."""
+  m, state, found = method(name), start(name), []
+  others = {*unread.SAID.values()} - {*m.reads}
+  for left_out in (set(), others):
+    batch = clean(rows(name))
+    extra = {k: x for k, x in batch.extra.items() if k not in left_out}
+    names = {n for n in (*m.needs, *m.prepare_needs) if n in OBSERVED}
+    batch = observe(toy.forward, state, batch.replace(extra=extra), names)
+    found.append(m.prepare(state, batch)[1].replace(extra={}))
+  chex.assert_trees_all_equal(*found)
 
 
 @every_method

@@ -213,12 +213,11 @@ def test_an_opponents_tokens_have_the_mixtures_probabilities(share):
   assert abs((want - say(both[0])) * inside).max() > 0.01
 
 
-def test_an_opponent_needs_a_pair_and_a_reference():
+def test_an_opponent_needs_a_pair_and_nash_md():
   with pytest.raises(InputError, match=r'source\.group=2'):
-    runs.assembled(runs.config('grpo', source=dict(mixture=0.5)))
-  run = runs.assembled(runs.config('two_grpo', source=dict(mixture=0.5)))
-  with pytest.raises(InputError, match='this method has none'):
-    run.source(run.state, 0)
+    runs.assembled(runs.config('nash_md', source=dict(mixture=0.5, group=4)))
+  with pytest.raises(InputError, match=r'source\.mixture is set.*two_grpo'):
+    runs.assembled(runs.config('two_grpo', source=dict(mixture=0.5)))
 
 
 # ---- The way out ---------------------------------------------------------------------

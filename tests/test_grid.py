@@ -26,6 +26,50 @@ def test_arms_are_every_combination():
       grid.arms([wrong])
 
 
+@pytest.mark.parametrize(
+  ('values', 'found'),
+  [
+    ('((0,1.0),(100,0.5)),()', ['((0,1.0),(100,0.5))', '()']),
+    ("average(models=('a','b'),shares=(0.5,0.5)),", None),
+    ('[a-d]{2,3},b', ['[a-d]{2,3}', 'b']),
+    ("'a,b', c", ["'a,b'", 'c']),
+    ('0, 0.1', ['0', '0.1']),
+  ],
+)
+def test_a_comma_in_brackets_or_quotes_is_no_separator(values, found):
+  found = found or [values[:-1], '']
+  assert [one['x'] for one in grid.arms([f'x={values}'])] == found
+
+
+def test_a_bracket_stays_open():
+  with pytest.raises(InputError, match='is open'):
+    grid.arms(['x=f(a,b'])
+
+
+def test_a_text_may_stand_in_quotes():
+  c = runs.config('grpo')
+  assert grid.changed(c, {'source.steps': "'a,b'"}).source.steps == 'a,b'
+
+
+def test_mistakes_of_every_arm_show_before_any_runs():
+  c = runs.config('grpo')
+  for swap in ('method.advantage=group_norm,groupnorm', 'method.beta=0,-1'):
+    with pytest.raises(InputError, match=r'groupnorm|beta=-1'):
+      grid.every(c, grid.arms([swap]))
+
+
+def test_an_arm_is_without_what_its_method_does_not_read():
+  c = runs.config('remax')
+  first, second = grid.every(c, grid.arms(['method.name=remax,rloo']))
+  assert (first.source.greedy, second.source.greedy) == (True, False)
+  c = runs.config('grpo', model=dict(ref='tiny'))
+  first, second = grid.every(c, grid.arms(['method.beta=0.04,0']))
+  assert (first.model.ref, second.model.ref) == ('tiny', '')
+  c.source.steps = 'a'  # A mistake of the config's own stays one.
+  with pytest.raises(InputError, match=r'source\.steps is set'):
+    grid.every(c, grid.arms(['method.beta=0.04,0']))
+
+
 def test_a_change_keeps_types_and_the_config():
   c = runs.config('grpo')
   got = grid.changed(c, {'method.beta': '0', 'steps': '3', 'model.lora.targets': '7'})

@@ -369,6 +369,25 @@ def test_a_group_that_is_not_valid_is_no_visit():
   np.testing.assert_array_equal(extra['gdro_passed'][2], -1)
 
 
+@pytest.mark.parametrize('told', ['accuracy', 'solved'])
+def test_a_visit_is_passed_by_what_is_right(told):
+  """Not by the whole reward where a part says it, nor by what a filter or hint left."""
+  m = method('prompt_gdro', prompts=16, history=2, count=3)
+  right = jnp.arange(toy.B) % 2.0
+  said = {'accuracy': right[:, None] * jnp.ones((1, toy.G)), 'solved': right}[told]
+  batch = clean(toy.batch())
+  batch = batch.replace(reward=9.0 * batch.valid, extra=batch.extra | {told: said})
+  extra = m.prepare(carried(m), batch)[0].extra
+  np.testing.assert_array_equal(extra['gdro_passed'][: toy.B, 0], right)
+
+
+@pytest.mark.parametrize('name', ['prompt_gdro', 'rollout_gdro'])
+def test_bins_of_mixed_groups_alone_are_refused(name):
+  c = runs.config(name, source=dict(name='until_mixed', limit=2))
+  with pytest.raises(InputError, match='every prompt would count as solved'):
+    assemble.make_method(c)
+
+
 def test_prompt_gdro_by_hand():
   # Scores (log 2, 0) / eta: weights 2 and 1. A = (1, -1); ratios 1.5 and 1 in both:
   # gains 1.28 - 1 = .28 a group, doubled in the first: -(2 * .28 + .28) / 4.
@@ -528,6 +547,15 @@ def test_prime_by_hand():
   out = Outputs(logp=zero, prm_logp=jnp.array([[[1.0, 1.0], [-1.0, -1.0]]]))
   found = loss('prime', {'prm_beta': 0.5}, out, dict(advantage=zero), **fields)
   check(found, np.log1p(np.exp(-1.0)))
+
+
+def test_the_outcome_of_prime_is_the_part_that_is_right():
+  m, batch = method('prime'), ready()
+  out = Outputs(logp=batch.old_logp, prm_logp=batch.old_prm_logp)
+  loss = lambda b: m.loss(out, weigh(m.prepare(None, b)[1], m))[1]['prm_accuracy'][0]
+  wrong = batch.extra | {'accuracy': jnp.zeros_like(batch.reward)}
+  paid = batch.replace(reward=batch.reward + 9.0)
+  assert float(loss(paid) + loss(paid.replace(extra=wrong))) == pytest.approx(1.0)
 
 
 def test_dense_rewards_reach_the_critics_target():

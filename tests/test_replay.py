@@ -12,7 +12,9 @@ from test_identities import close, update
 from test_safe import carried
 
 from jaxrl_llm import assemble, build, checkpoint, feeds, replay, sharding
-from jaxrl_llm.ops import importance
+from jaxrl_llm.forward import OBSERVED
+from jaxrl_llm.ops import importance, metrics
+from jaxrl_llm.step import clean, weigh
 from jaxrl_llm.types import InputError
 
 WEIGHED = dict(importance='token', importance_cap=50.0)
@@ -131,6 +133,38 @@ def test_the_sampler_is_not_trusted_without_a_ratio(name):
   with pytest.raises(InputError, match=f"importance='token'.*{name}'s loss has no"):
     feeds.refuse_uncorrected(runs.config(name, **sections), 'replay')
   feeds.refuse_uncorrected(runs.config('grpo', **sections), 'replay')
+
+
+COUNTING = {  # Those that carry what they have seen, and what of it a batch moves.
+  'prompt_gdro': dict(prompts=16, history=4, count=3),
+  'rollout_gdro': dict(prompts=16, history=4, count=3, least=2, most=4, mean=2),
+  'ppo': dict(reward_scale='norm', kl_target=1.0, kl_horizon=10.0),
+  'safe_rlhf': dict(window=12),
+  'hc_rlhf': dict(window=12),
+  'safe': dict(),
+}
+
+
+@pytest.mark.parametrize('name', COUNTING)
+def test_what_comes_back_is_not_counted_again(name):
+  """Visits, moments, costs and KL move as if the fresh half were all."""
+  m = build.method(name, **COUNTING[name])
+  batch = clean(toy.batch())
+  seen = {k: -batch.mask for k in ('old_logp', 'old_entropy')}
+  seen |= {k: 0.5 * batch.mask for k in OBSERVED if k not in seen}
+  batch = batch.replace(**seen)
+  fresh = cut(batch, np.arange(4))
+  old = jnp.repeat(jnp.array([0.0, 1.0]), 4)
+  both = batch.replace(extra=batch.extra | {'replayed': old})
+  found = []
+  for rows in (fresh, both):
+    state, rows = m.prepare(carried(m), rows)
+    if name == 'ppo':
+      total, count = metrics.kl_paid(weigh(rows, m))['kl_ref_seq']
+      state = m.after(state, rows, {'kl_ref_seq': total / count})
+    found.append(state.extra)
+  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), *found)
+  assert any((found[0][k] != x).any() for k, x in carried(m).extra.items())
 
 
 def test_replay_refuses():

@@ -7,11 +7,13 @@ import re
 import sys
 import time
 
+import numpy as np
 import pytest
 
 from jaxrl_llm.rewards.expression import evaluate
 from jaxrl_llm.tasks import records
 from jaxrl_llm.tasks.arithmetic import arithmetic
+from jaxrl_llm.tasks.guess_number import guess_number
 from jaxrl_llm.tasks.letters import letters
 from jaxrl_llm.tasks.questions import questions
 from jaxrl_llm.tasks.reasoning_gym import reasoning_gym
@@ -61,7 +63,22 @@ def test_no_test_question_is_trained_on(name):
   assert len(test) == len(task.test)
   assert not test & train
   assert [r.id for r in task.test] == list(range(len(task.test)))
-  assert [task.train(i).id for i in (0, 7)] == [0, 7]
+
+
+@pytest.mark.parametrize('name', TASKS)
+def test_a_question_that_comes_again_has_its_id(name):
+  """What is kept of a question, such as its difficulty, is found by its id."""
+  drawn = [TASKS[name](0).train(i) for i in range(300)]
+  pairs = {(r.id, records.identity(r)) for r in drawn}
+  assert len(pairs) == len({i for i, _ in pairs}) == len({q for _, q in pairs}) < 300
+  assert all(np.float32(i) == i for i, _ in pairs)  # A state keeps it as float32.
+
+
+def test_a_number_to_guess_has_its_id():
+  task = guess_number(low=4, high=6)
+  assert {(r.id, r.answer) for r in map(task.train, range(40))} == {
+    (r.id, r.answer) for r in task.test
+  }
 
 
 @pytest.mark.parametrize('name', TASKS)

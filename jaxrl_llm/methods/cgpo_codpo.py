@@ -33,9 +33,17 @@ def cgpo_codpo(*, beta: float = 0.1, nll: float = 0.1) -> Method:
     batch = batch.replace(valid=kept, mask=batch.mask * kept[..., None])
     return state, batch.replace(extra=batch.extra | {'side': side})
 
+  def measure(out, batch):
+    there = batch.mask.any(-1)
+    both = (there.sum(1) == 2).astype(jnp.float32)
+    # 1 each, but for the sampler's error, of which a pair has the product.
+    each = jnp.where(there, there.sum() * batch.seq_weight, 1.0)
+    share = both / jnp.maximum(both.sum(), 1.0)
+    return batch.replace(prompt_weight=share * each.prod(1))
+
   def loss(out, batch):
     h = sequences.seq_sum(out.logp - batch.ref_logp, batch.mask)
-    side, w = batch.extra['side'], batch.seq_weight.sum(1)
+    side, w = batch.extra['side'], batch.prompt_weight
     logit = beta * jnp.sum(side * h, 1)
     fit = jnp.sum((side > 0) * sequences.seq_mean(out.logp, batch.mask), 1)
     gain = jnp.sum(w * (jax.nn.log_sigmoid(logit) + nll * fit))
@@ -44,4 +52,4 @@ def cgpo_codpo(*, beta: float = 0.1, nll: float = 0.1) -> Method:
       'accuracy': metrics.wins(logit, w),
     }
 
-  return Method(loss, ('logp', 'ref_logp'), prepare)
+  return Method(loss, ('logp', 'ref_logp'), prepare, measure=measure)

@@ -35,4 +35,6 @@ def cgpo_crpg(
     factor = jnp.minimum(factor, 1.0) if cap else factor
     return plain.prepare(state, batch.replace(reward=factor * score))
 
-  return plain._replace(prepare=prepare, prepare_needs=('old_logp', 'ref_logp'))
+  needs = ('old_logp', 'ref_logp')
+  asked = dict(prepare_needs=needs, reads=extras.anchored(anchor, 'cgpo_crpg'))
+  return plain._replace(prepare=prepare, **asked)

@@ -30,4 +30,5 @@ def cgpo_crraft(*, kl_max: float = 10.0, anchor: str = 'answer') -> Method:
     return state, batch.replace(advantage=score, valid=kept, mask=mask)
 
   needs = ('old_logp', 'ref_logp')
-  return rloo(beta=0.0)._replace(prepare=prepare, prepare_needs=needs)
+  asked = dict(prepare_needs=needs, reads=extras.anchored(anchor, 'cgpo_crraft'))
+  return rloo(beta=0.0)._replace(prepare=prepare, **asked)

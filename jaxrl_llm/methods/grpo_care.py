@@ -62,9 +62,8 @@ def grpo_care(
       ),
     }
 
-  return plain._replace(
-    loss=loss, prepare=prepare, prepare_needs=('ema_logp',), after=after, extra=start
-  )
+  asked = dict(prepare_needs=('ema_logp',), reads=('answer', 'accuracy'))
+  return plain._replace(loss=loss, prepare=prepare, after=after, extra=start, **asked)
 
 
 def told(batch):

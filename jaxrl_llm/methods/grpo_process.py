@@ -31,4 +31,4 @@ def grpo_process(
     return state, batch.replace(advantage=adv * batch.mask)
 
   plain = grpo(clip_low=clip_low, clip_high=clip_high, beta=beta)
-  return plain._replace(prepare=prepare)
+  return plain._replace(prepare=prepare, reads=('step_reward',))

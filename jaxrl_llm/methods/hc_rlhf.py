@@ -51,7 +51,7 @@ def hc_rlhf(
 
   def prepare(state, batch):
     cost = extras.read(batch, 'cost', 'hc_rlhf')
-    state, found = moved(state, cost, batch.valid)
+    state, found = moved(state, cost, extras.fresh(batch))
     paid = found.multiplier * costs.inflated(cost, found.mean, found.std, kappa)
     batch = extras.carried(batch, {'multiplier': found.multiplier})
     reward = batch.reward

@@ -33,4 +33,5 @@ def nash_md(
     )
 
   plain = reinforce(aggregate=aggregate)
-  return plain._replace(prepare=prepare, prepare_needs=('old_logp', 'ref_logp'))
+  needs = ('old_logp', 'ref_logp')
+  return plain._replace(prepare=prepare, prepare_needs=needs, reads=('opponent',))

@@ -39,4 +39,4 @@ def pairwise_ppo(
     score = extras.calibrated(batch, anchor, 'pairwise_ppo')
     return plain.prepare(state, batch.replace(reward=score))
 
-  return plain._replace(prepare=prepare)
+  return plain._replace(prepare=prepare, reads=extras.anchored(anchor, 'pairwise_ppo'))

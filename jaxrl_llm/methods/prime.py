@@ -7,8 +7,9 @@
          - E_seq[ o log p + (1 - o) log(1 - p) ],  p = sigmoid(prm_beta sum_t q_t)
 
 Differs from rloo: a reward of every token, learned online from outcomes alone: o is 1
-where R > 0.5. The rewards are of the prm before this step. prm_beta and process are
-the official code's. Its filter of prompts by accuracy is a source's affair.
+where R, or the part of it that config.source.accuracy names, is above 0.5. The rewards
+are of the prm before this step. prm_beta and process are the official code's. Its
+filter of prompts by accuracy is a source's affair.
 """
 
 import jax
@@ -37,7 +38,8 @@ def prime(*, process: float = 5.0, prm_beta: float = 0.05, clip: float = 0.2) ->
   def loss(out, batch):
     gained, found = policy.loss(out, batch)
     logit = prm_beta * sequences.seq_sum(out.prm_logp - batch.ref_logp, batch.mask)
-    side = jnp.where(batch.reward > 0.5, 1.0, -1.0)
+    right = batch.extra.get('accuracy', batch.reward)
+    side = jnp.where(right > 0.5, 1.0, -1.0)
     w = batch.seq_weight
     error = jnp.sum(w * -jax.nn.log_sigmoid(side * logit))
     return gained + error, found | {
@@ -46,6 +48,6 @@ def prime(*, process: float = 5.0, prm_beta: float = 0.05, clip: float = 0.2) ->
     }
 
   needs = (*policy.needs, 'prm_logp', 'ref_logp')
-  return Method(
-    loss, needs, prepare, ('old_prm_logp', 'ref_logp'), aggregate=policy.aggregate
-  )
+  before = ('old_prm_logp', 'ref_logp')
+  carried = dict(aggregate=policy.aggregate, reads=('accuracy',))
+  return Method(loss, needs, prepare, before, **carried)

@@ -8,7 +8,9 @@ q_b is the bin's share of the batch, lbar_b its mean loss. Differs from grpo: an
 adversary weighs up the prompts of bins that lose. On policy the group-normalised loss
 of every prompt is exactly 0, and so nothing happens: signal='loss', the paper's, wants
 several minibatches a batch; signal='reward', ours from a footnote of the appendix,
-takes lbar_b = - mean reward. bound and floor are ours; the paper names no value.
+takes lbar_b = - mean reward. bound and floor are ours; the paper names no value. lbar_b
+is without the KL, and A held within +-5, as in the official code. A visit is passed by
+a reward, or what config.source.accuracy names of it, above 0.5.
 """
 
 import jax.numpy as jnp
@@ -55,7 +57,8 @@ def prompt_gdro(
     return steered(state, batch, told, ema, floor)
 
   extra = bins.start(prompts, history) | {'gdro_score': np.zeros(count)}
-  return plain._replace(loss=loss, prepare=prepare, after=after, extra=extra)
+  told = dict(after=after, extra=extra, reads=('accuracy',))
+  return plain._replace(loss=loss, prepare=prepare, **told)
 
 
 def steered(state, batch, told, ema: float, floor: float):

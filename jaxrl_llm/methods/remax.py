@@ -27,4 +27,6 @@ def remax(*, beta: float = 0.05, aggregate=weights.token_mean) -> Method:
     return state, batch.replace(advantage=adv)
 
   needs = ('old_logp', 'ref_logp') if beta else ()
-  return reinforce(aggregate=aggregate)._replace(prepare=prepare, prepare_needs=needs)
+  plain = reinforce(aggregate=aggregate)
+  asked = dict(prepare_needs=needs, reads=('greedy_reward',))
+  return plain._replace(prepare=prepare, **asked)

@@ -61,4 +61,5 @@ def rlbff_generative(
       'verdict_accuracy': metrics.wins(right, w * judged),
     }
 
-  return plain._replace(loss=loss, prepare=prepare, prepare_needs=('old_odds',))
+  asked = dict(prepare_needs=('old_odds',), reads=('verdict',))
+  return plain._replace(loss=loss, prepare=prepare, **asked)

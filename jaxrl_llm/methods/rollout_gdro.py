@@ -65,8 +65,8 @@ def rollout_gdro(
     return state.replace(extra=state.extra | moved | {'arm_logp': logp})
 
   extra = bins.start(prompts, history) | first(count, np.arange(least, most + 1))
-  extra |= {'arm_mean': mean}
-  return plain._replace(loss=loss, prepare=prepare, after=after, extra=extra)
+  told = dict(after=after, extra=extra | {'arm_mean': mean}, reads=('accuracy',))
+  return plain._replace(loss=loss, prepare=prepare, **told)
 
 
 def first(count: int, arms) -> dict:

@@ -47,7 +47,7 @@ def safe_rlhf(
 
   def prepare(state, batch):
     cost = extras.read(batch, 'cost', 'safe_rlhf')
-    state, found = moved(state, cost, batch.valid)
+    state, found = moved(state, cost, extras.fresh(batch))
     paid, batch = kl.paid(batch) if beta else (0.0, batch)
     end = lambda x: sequences.at_last(jnp.clip(x, -score_clip, score_clip), batch.mask)
     of = lambda x, v: advantages.gae_targets(x, v, batch.mask, lam=lam)

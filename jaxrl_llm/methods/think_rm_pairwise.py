@@ -26,4 +26,4 @@ def think_rm_pairwise(
     return state, batch.replace(advantage=adv[..., None])
 
   plain = grpo(clip_low=clip_low, clip_high=clip_high, beta=beta)
-  return plain._replace(prepare=prepare)
+  return plain._replace(prepare=prepare, reads=('duel',))

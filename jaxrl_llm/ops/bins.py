@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl_llm.ops import advantages, sequences, surrogates
+from jaxrl_llm.ops import advantages, extras, sequences, surrogates
 from jaxrl_llm.types import BG, Array, Batch, InputError, Metrics, Outputs, State
 
 
@@ -65,9 +65,9 @@ def looked_up(state: State, batch: Batch, count: int, margin: float):
   who = batch.extra.get('question', batch.prompt_id) % len(state.extra['gdro_bin'])
   mine = state.extra['gdro_bin'][who].astype(jnp.int32)
   raw = jnp.clip(advantages.group_norm(batch.reward, batch.valid), -5.0, 5.0)
-  passed = ((batch.reward > 0.5) & (batch.valid > 0)).any(1)
-  there = jnp.where(batch.valid.any(1), who, len(state.extra['gdro_bin']))
-  state = state.replace(extra=visited(state.extra, there, passed, count, margin))
+  solved, asked = extras.visits(batch)
+  there = jnp.where(asked, who, len(state.extra['gdro_bin']))
+  state = state.replace(extra=visited(state.extra, there, solved > 0, count, margin))
   extra = batch.extra | {'gdro_bin': mine, 'gdro_raw': raw}
   return state, batch.replace(extra=extra)
 

@@ -20,6 +20,8 @@ KNOWN = {
   ),
 }
 
+ANCHORS = {'answer': 'anchor_reward', 'greedy': 'greedy_reward'}
+
 
 def read(batch: Batch, name: str, method: str) -> Array:
   """batch.extra[name], with 0 in rows that are not valid; its lack is an InputError."""
@@ -42,8 +44,38 @@ def calibrated(batch: Batch, anchor: str, method: str) -> BG:
   Args:
     anchor: 'answer' or 'greedy'.
   """
-  names = {'answer': 'anchor_reward', 'greedy': 'greedy_reward'}
-  if anchor not in names:
-    raise InputError(f"{method}: anchor={anchor!r}; give 'answer' or 'greedy'.")
-  other = read(batch, names[anchor], method)
+  other = read(batch, ANCHORS[anchor], method)
   return jax.nn.sigmoid(batch.reward - other[:, None]) * batch.valid
+
+
+def anchored(anchor: str, method: str) -> tuple[str, ...]:
+  """Method.reads of who calls `calibrated`; another anchor is an InputError."""
+  if anchor not in ANCHORS:
+    raise InputError(f"{method}: anchor={anchor!r}; give 'answer' or 'greedy'.")
+  return (ANCHORS[anchor],)
+
+
+def fresh(batch: Batch) -> BG:
+  """1 for valid rows of this step, 0 for what is replayed (replay.py): [B, G].
+
+  What counts or averages from step to step has seen the others before.
+  """
+  return batch.valid * (1.0 - replayed(batch)[:, None])
+
+
+def replayed(batch: Batch) -> Array:
+  """1 for groups that an earlier step sampled: [B]."""
+  return batch.extra.get('replayed', jnp.zeros(len(batch.valid)))
+
+
+def visits(batch: Batch) -> tuple[Array, Array]:
+  """Of each prompt its share of right completions, and whether it was asked now: [B].
+
+  A source says the share of all that it drew, extra['solved']: no filter, pair or hint
+  changes it. Right is an accuracy, or without one a reward, above 0.5.
+  """
+  if 'solved' in batch.extra:
+    return batch.extra['solved'], replayed(batch) == 0
+  told = batch.extra.get('accuracy', batch.reward)
+  right = ((told > 0.5) * batch.valid).sum(1)
+  return right / jnp.maximum(batch.valid.sum(1), 1.0), fresh(batch).any(1)

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from jaxrl_llm.ops import sequences
+from jaxrl_llm.ops import extras, sequences
 from jaxrl_llm.types import BG, Array, Batch, Metrics
 
 # Two programs sum a completion's log-probs with float32's rounding each: of 100 nats
@@ -21,7 +21,9 @@ def kl_paid(batch: Batch) -> Metrics:
   """The KL that `prepare` put into the reward, extra['kl'] [B, G], where it did."""
   if 'kl' not in batch.extra:
     return {}
-  return {'kl_ref_seq': average(batch.extra['kl'], batch.seq_weight)}
+  return {
+    'kl_ref_seq': average(batch.extra['kl'], batch.seq_weight * extras.fresh(batch))
+  }
 
 
 def told(batch: Batch, *names: str) -> Metrics:

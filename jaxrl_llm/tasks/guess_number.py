@@ -30,13 +30,13 @@ def guess_number(
   if not low < high:
     raise InputError(f'guess_number: low={low}, high={high}; give low below high.')
 
-  def record(id: int, secret: int) -> Record:
+  def record(secret: int) -> Record:
     asked = records.chat(question.format(low=low, high=high))
-    return Record(id, asked, str(secret), {})
+    return Record(secret - low, asked, str(secret), {})
 
   def train(index: int) -> Record:
     rng = random.Random(f'{seed}/train/{int(index)}')
-    return record(int(index), rng.randint(low, high))
+    return record(rng.randint(low, high))
 
   def step(game: Game, said: str) -> tuple[Game, str | None]:
     guess = numbers.parse(extract.first_number(said))
@@ -52,6 +52,6 @@ def guess_number(
     return total, {'right': float(right), 'guesses': float(game.guesses)}
 
   env = Env(lambda r: (r.messages, Game(int(r.answer))), step, score)
-  test = tuple(record(i, secret) for i, secret in enumerate(range(low, high + 1)))
+  test = tuple(map(record, range(low, high + 1)))
   last = lambda text, r: float(numbers.equal(r.answer, extract.last_number(text)))
   return Task('guess_number', train, test, last, env=env)

@@ -2,6 +2,7 @@
 
 import json
 import random
+import zlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ from jaxrl_llm.types import InputError
 
 
 class Record(NamedTuple):
-  """One question. `id` is unique in its split."""
+  """One question. `id` tells it from others of its split, wherever it comes again."""
 
   id: int
   messages: list[dict[str, str]]  # role and content, as chat templates take them.
@@ -82,8 +83,8 @@ def held_out(
 ) -> tuple[Callable[[int], Record], tuple[Record, ...]]:
   """Splits a generator: (train, test), with no test question in train.
 
-  Record i of train depends on `seed` and i alone. A draw that hits a test question is
-  drawn again.
+  Record i of train depends on `seed` and i alone, its id on the question alone (24 bits
+  of a hash, which float32 holds). A draw that hits a test question is drawn again.
 
   Raises:
     InputError: `test_size` is below 1, or takes half of the questions or more.
@@ -106,8 +107,8 @@ def held_out(
     rng = random.Random(f'{seed}/train/{int(index)}')
     for _ in range(1000):
       record = draw(rng, int(index))
-      if identity(record) not in test:
-        return record
+      if (asked := identity(record)) not in test:
+        return record._replace(id=zlib.crc32(asked.encode()) % 2**24)
     raise crowded
 
   probe = [identity(draw(rng, 0)) in test for _ in range(30)]

@@ -24,7 +24,7 @@ def run():
     NET, functools.partial(draw, first=first), grpo(beta=0.0), start, steps=steps, **how
   )[1]
   return {
-    'GRPO': train(10**9, STEPS + 40),  # As many completions as hints take, or more.
+    'GRPO': train(10**9, STEPS + 40),  # About as many completions.
     'Scaf-GRPO': train(int(0.15 * STEPS), STEPS),
     'no exemption': train(0, STEPS),
   }

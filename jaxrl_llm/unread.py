@@ -1,0 +1,84 @@
+"""What a config sets and nothing of its run reads: a flag that would do nothing."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from ml_collections import config_dict
+
+from jaxrl_llm import default_config, forward
+from jaxrl_llm.rollout import trees
+from jaxrl_llm.types import InputError, Method
+
+# An option, and those that count where it is set.
+UNDER = {
+  'source.pair': ('source.margin',),
+  'source.hints': ('source.hints_after',),
+  'source.pool': ('source.pool_floor', 'source.pool_ema'),
+  'source.replay': ('source.replay_size',),
+  'source.tree.share': tuple(f'source.tree.{k}' for k in trees.Growth._fields),
+  'plan.importance': ('plan.importance_low', 'plan.importance_cap'),
+  'plan.refresh': ('plan.refresh_share',),
+  'plan.clip_cov': ('plan.clip_cov_low', 'plan.clip_cov_high'),
+  'plan.kl_cov': ('plan.kl_cov_coef',),
+  'plan.pack': ('plan.pack_rows',),
+}
+# What a source is asked to say, and the name in Method.reads of who wants to know.
+SAID = {
+  'source.greedy': 'greedy_reward',
+  'source.anchor': 'anchor_reward',
+  'source.steps': 'step_reward',
+  'source.answer': 'answer',
+  'source.verdict': 'verdict',
+  'source.mixture': 'opponent',
+  'source.accuracy': 'accuracy',
+  'judge': 'duel',
+}
+SOURCES = ('source.hints', 'source.pool')  # These too ask what is right.
+
+
+def check(config, method: Method) -> None:
+  """Refuses what `found` finds."""
+  for path, why in found(config, method):
+    raise InputError(f'config.{path} is set and nothing reads it: {why}. Unset it.')
+
+
+def found(config, method: Method) -> Iterator[tuple[str, str]]:
+  """Options that are set, in dotted paths, and nothing reads, each with the reason."""
+  usual, name = defaults(), config.method.name
+  for main, rest in UNDER.items():
+    for path in () if get(config, main) else rest:
+      if get(config, path) not in (None, get(usual, path)):
+        yield path, f'config.{main} is off'
+  mixed = get(config, 'source.name') == 'until_mixed'
+  for path, wanted in SAID.items():
+    also = path == 'source.accuracy' and (mixed or any(get(config, p) for p in SOURCES))
+    if get(config, path) and wanted not in method.reads and not also:
+      yield path, f'{name} does not ask for it (Method.reads)'
+  needs = (*method.needs, *method.prepare_needs, *method.measure_needs)
+  frozen = forward.roles(needs)['frozen']
+  for role in ('ref', 'dpo', 'teacher'):
+    if get(config, f'model.{role}') and role not in frozen:
+      yield f'model.{role}', f'{name}, as it is set, has no such model'
+
+
+def reset(config, path: str) -> None:
+  """Puts an option back to what it usually is."""
+  section, _, key = path.rpartition('.')
+  if not section:
+    del config[path]
+  else:
+    get(config, section)[key] = get(defaults(), path)
+
+
+def defaults() -> config_dict.ConfigDict:
+  """What the options of a sampling run usually are."""
+  c = default_config.default_config('', 'grpo')
+  c.source = default_config.sampled(1, 1, 1, 1)
+  return c
+
+
+def get(config, path: str) -> Any:
+  """config.<path>, or None where there is no such entry."""
+  for name in path.split('.'):
+    config = config.get(name) if isinstance(config, config_dict.ConfigDict) else None
+  return config
