@@ -10,7 +10,7 @@ from jaxrl_llm.embeddings.minilm import minilm
 from jaxrl_llm.principles import extraction, fuzzy, grammar, table
 from jaxrl_llm.principles.extraction import Claim
 
-METHODS = ('rlbff',)
+METHODS = ('experiments/principles.py',)
 METRICS = ('f1', 'precision', 'recall', 'rows')
 SEEDS, SIZES = 6, (20, 40, 80)  # Responses, each set the beginning of the next.
 NEAR, LEAST = 0.4, extraction.LEAST
