@@ -133,7 +133,7 @@ KINDS = {
   **dict.fromkeys(('kto', 'bco', 'a_lol', 'r_lol', 'orm'), 'labels'),
   **dict.fromkeys((*PAIRED, 'infonca', 'nca'), 'pairs'),
   **dict.fromkeys(('plackett_luce', 'plackett_luce_dpo', 'pro'), 'rankings'),
-  **dict.fromkeys(('regression', 'multitask_ratings'), 'ratings'),
+  **dict.fromkeys(('regression', 'multitask_ratings', 'brme'), 'ratings'),
   'prm': 'steps',
   'rlbff': 'principles',
   **dict.fromkeys(('heron', 'armo'), 'rated_pairs'),
