@@ -34,8 +34,8 @@ def told(config) -> dict[str, np.ndarray]:
   found = told_of_completions(config) | {
     'accuracy': (s.get('accuracy'), (b, g)),
     'answer': (s.get('answer'), (b, g, t)),
-    'step_end': (s.get('steps'), (b, g, t)),
-    'step_reward': (s.get('steps'), (b, g, t)),
+    'step_end': (s.get('steps') or s.get('rewriter'), (b, g, t)),
+    'step_reward': (s.get('steps') or s.get('rewriter'), (b, g, t)),
     'replayed': (s.get('replay'), (b,)),
     'verdict': (s.get('verdict'), (b, g, t)),
     'verdict_side': (s.get('verdict'), (b,)),

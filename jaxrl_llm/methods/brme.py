@@ -1,5 +1,5 @@
 """BRME, for reward-robust RLHF (2024), https://arxiv.org/abs/2409.15360: heads on one
-trunk, each of which says how sure it is.
+trunk, each of which says how sure it is. Experimental.
 
   mu_k, s_k = head k of the state at a completion's last token;   k of `members`
   sigma_k = floor + softplus(s_k)
@@ -9,10 +9,10 @@ trunk, each of which says how sure it is.
 Differs from ensemble: one trunk, a number to meet in place of a comparison, and a
 deviation beside it. ops/robust.py has what a policy is trained on. This is stage 2;
 stage 1 is bradley_terry, and y its score (rewards/rated.py) or an annotator's rating.
-Experimental: of stage 2 a squared error is known, neither its exact target nor how
-sigma is learned. Our default is the likelihood of a Gaussian. Ours too are the floor,
-the Poisson counts n_k of ensemble, without which the heads grow alike, and a trunk that
-does not start as stage 1's.
+Of stage 2 a squared error is known, neither its exact target nor how sigma is learned.
+Our default is the likelihood of a Gaussian. Ours too are the floor, the Poisson counts
+n_k of ensemble, without which the heads grow alike, and a trunk that does not start as
+stage 1's.
 """
 
 import jax
@@ -24,7 +24,11 @@ from jaxrl_llm.types import InputError, Method
 
 
 def brme(
-  *, attribute: str = 'overall', members: int = 5, floor: float = 0.05, bootstrap=True
+  *,
+  attribute: str = 'overall',
+  members: int = 5,
+  floor: float = 0.05,
+  bootstrap: bool = True,
 ) -> Method:
   """Trains the role reward, a trunk whose heads stand apart, and those."""
   if members < 2 or not floor > 0:
