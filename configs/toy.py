@@ -58,6 +58,8 @@ def get_config(method: str = 'grpo') -> config_dict.ConfigDict:
     c.method.attributes = 'share,size'
   if method == 'heron':
     c.method.factors = 'share,size'
+  if method == 'brme':
+    c.method.attribute = 'share'
   if method == 'multitask_ratings':
     c.method.update(attribute='share', classes=2)
   if 'max_length' in c.method:

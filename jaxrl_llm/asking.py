@@ -15,6 +15,7 @@ from jaxrl_llm import (
   pairing,
   rationing,
   replay,
+  rewriting,
   scaffold,
   shapes,
   sharding,
@@ -134,7 +135,7 @@ def fresh(config, ask: sources.Ask, tell: beside.Tell, sampler, decoder, place):
     raise InputError(f"config.source.pool takes name='on_policy', not {s.name!r}.")
   if s.name == 'rationed':
     refuse_told(config, "name='rationed'")
-    if extra := [k for k in ('filter', 'steps', 'mixture') if s.get(k)]:
+    if extra := [k for k in ('filter', 'steps', 'rewriter', 'mixture') if s.get(k)]:
       raise InputError(f"config.source: 'rationed' takes no {extra}.")
     return rationing.rationed(ask, prompts=s.prompts, group=s.group)
   index = curriculum.by_rate(s.prompts, s.pool_floor) if s.get('pool') else None
@@ -210,6 +211,10 @@ def shaped(source: sources.Source, config, ask: sources.Ask) -> sources.Source:
       )
     first = round(s.hints_after * config.steps)
     source = scaffold.scaffolded(source, ask, levels=s.hints, first=first)
+  if s.get('rewriter'):
+    if s.get('steps'):
+      raise InputError('config.source: set one of rewriter and steps, not both.')
+    source = rewriting.rewarded(source, ask, s.rewriter, tau=s.rewriter_tau)
   source = picked(source, s)
   if s.get('answer'):
     source = answers.answered(source, s.answer, ask.text.decode)
@@ -285,7 +290,8 @@ def checked_task(config):
       'environment, such as two_attempts.'
     )
   refuse_told(config, f'name={s.name!r}')
-  ignored = ('pool', 'hints', 'steps', 'mixture', 'answer', 'verdict', 'accuracy')
+  ignored = ('pool', 'hints', 'steps', 'rewriter', 'mixture', 'answer', 'verdict')
+  ignored += ('accuracy',)
   if unused := [k for k in ignored if s.get(k)]:
     raise InputError(f'config.source: name={s.name!r} takes no {unused}; unset them.')
   return task

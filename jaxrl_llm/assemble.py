@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import config_dict
 
 from jaxrl_llm import (
   ahead,
@@ -309,7 +310,13 @@ def critic_start(config, trained) -> str:
       f'{where}={folder!r}: give the folder of a run of bradley_terry (run.json), '
       f'for a method with a critic; {config.method.name} trains {sorted(trained)}.'
     )
-  theirs = json.loads(record.read_text())['config']['model']
+  run = config_dict.ConfigDict(json.loads(record.read_text())['config'])
+  if make_method(run).serve:
+    raise InputError(
+      f'{where}={folder!r}: the score of {run.method.name} is not that of the head '
+      'that a critic starts with. Give a run of bradley_terry.'
+    )
+  theirs = run.to_dict()['model']
   alike = lambda m: (m.get('lora') or {'rank': 0})['rank'] and (m['name'], m['lora'])
   if alike(theirs) != alike(json.loads(config.model.to_json())):
     raise InputError(

@@ -48,15 +48,16 @@ def sampled(prompts: int, group: int, max_prompt: int, max_length: int) -> dict:
   `greedy` and `anchor` score another completion too, the policy's likeliest and the
   task's answer (ops/extras.py); `filter` is one of filtration.py, `pair` of pairing.py
   with its `margin`; `mask_truncated` learns nothing from what ran out of room; `steps`
-  is for grpo_process and `mixture` for nash_md; `answer` (answers.py) is for grpo_care,
-  `accuracy`, a name of config.rewards, says what is right to that, prompt_gdro,
-  rollout_gdro, prime, until_mixed, `hints` and `pool`; `verdict` is for
-  rlbff_generative (spoken.py), with the task `principles`. `hints` is how many of each
-  category a question that nobody solves gets (scaffold.py), 0 none, after this share of
-  the steps. `pool` draws from the first so many questions by their pass rate
-  (curriculum.py), 0 goes through all in turn. `replay` adds so many of the last
-  `replay_size` groups (replay.py). `ahead` draws a batch while the update before it
-  runs (ahead.py). `tree` grows a share of each group (rollout/trees.py): ((0, 1.0),
+  is for grpo_process, and so is `rewriter`, the folder of a model that writes answers
+  again, with its `rewriter_tau` (rewriting.py); `mixture` is for nash_md; `answer`
+  (answers.py) is for grpo_care, `accuracy`, a name of config.rewards, says what is
+  right to that, prompt_gdro, rollout_gdro, prime, until_mixed, `hints` and `pool`;
+  `verdict` is for rlbff_generative (spoken.py), with the task `principles`. `hints` is
+  how many of each category a question that nobody solves gets (scaffold.py), 0 none,
+  after this share of the steps. `pool` draws from the first so many questions by their
+  pass rate (curriculum.py), 0 goes through all in turn. `replay` adds so many of the
+  last `replay_size` groups (replay.py). `ahead` draws a batch while the update before
+  it runs (ahead.py). `tree` grows a share of each group (rollout/trees.py): ((0, 1.0),
   (100, 0.5)) all of it, and half from step 100.
   """
   return dict(
@@ -76,6 +77,8 @@ def sampled(prompts: int, group: int, max_prompt: int, max_length: int) -> dict:
     greedy=False,
     anchor=False,
     steps='',
+    rewriter='',
+    rewriter_tau=2.0,
     mixture=0.0,
     filter='',
     mask_truncated=False,
@@ -134,7 +137,7 @@ KINDS = {
   **dict.fromkeys(('kto', 'bco', 'a_lol', 'r_lol', 'orm'), 'labels'),
   **dict.fromkeys((*PAIRED, 'infonca', 'nca'), 'pairs'),
   **dict.fromkeys(('plackett_luce', 'plackett_luce_dpo', 'pro'), 'rankings'),
-  **dict.fromkeys(('regression', 'multitask_ratings'), 'ratings'),
+  **dict.fromkeys(('regression', 'multitask_ratings', 'brme'), 'ratings'),
   'prm': 'steps',
   'rlbff': 'principles',
   **dict.fromkeys(('heron', 'armo'), 'rated_pairs'),

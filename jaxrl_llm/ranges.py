@@ -28,7 +28,7 @@ NAMES = {
     *('reward_clip', 'advantage_clip', 'dpo_clip', 'score_clip', 'bound', 'floor'),
     *('value_coef', 'kl_coef', 'kl_target', 'penalty', 'bonus', 'process', 'prm_beta'),
     *('c1', 'c2', 'rate', 'critic_steps', 'delay', 'top', 'clusters', 'temperature'),
-    *('desirable', 'undesirable', 'nash_md.tau'),
+    *('desirable', 'undesirable', 'nash_md.tau', 'decorrelate', 'orthogonal'),
   ),
   POSITIVE: (
     *('tau', 'tau_positive', 'tau_negative', 'kl_horizon', 'kl_max', 'ratio_max'),

@@ -209,10 +209,12 @@ def sense(forward: Forward, params, frozen, batch: Batch, needs) -> Outputs:
 
 def read(forward: Forward, state: State, batch: Batch, needs, n: int) -> Outputs:
   """What the networks say, without gradient, in n pieces or those of the layout."""
-  own = [name for name in needs if not name.startswith('aux/')]
+  rows = [name for name in needs if not name.startswith('aux/') and name != 'own']
   aux = [name.removeprefix('aux/') for name in needs if name.startswith('aux/')]
-  say = functools.partial(sense, forward, state.params, state.frozen, needs=own)
-  out = pieces.mapped(say, batch.replace(aux=None), n) if own else Outputs()
+  say = functools.partial(sense, forward, state.params, state.frozen, needs=rows)
+  out = pieces.mapped(say, batch.replace(aux=None), n) if rows else Outputs()
+  if 'own' in needs:  # It has no rows to be mapped.
+    out = out.replace(own=state.params['own'])
   if aux:  # Rows that a method made are not packed.
     out = out.replace(aux=read(forward, state, batch.aux, aux, n))
   return jax.lax.stop_gradient(out)

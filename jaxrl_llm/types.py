@@ -197,6 +197,8 @@ class Method(NamedTuple):
   members: int = 0  # Models of the role ensemble, in a leading axis of its tree.
   # Rewards [B, G] of completions, where no sensor says them (rewards/learned.py).
   serve: Callable[[Outputs], BG] | None = None
+  # Of a reward model of several Gaussians: mu and sigma, [B, G, K] (ops/robust.py).
+  gaussians: Callable[[Outputs], tuple[Array, Array]] | None = None
   # Arrays that the loss trains beside the networks, from (key, width of the model).
   own: Callable[[Array, int], Params] | None = None
   # Of own arrays and a batch: embeddings [B, S, D] that the trained networks read

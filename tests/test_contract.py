@@ -117,6 +117,8 @@ METHODS = {  # A variant has its own name after a stroke.
   't_reg': {},
   'ift': {},
   'p_rlhf': {'count': 2, 'tokens': 2},
+  'odin': {},
+  'brme': {'attribute': 'a', 'members': 3},
 }
 GROUPS = {'vpl': 4}  # Completions of a prompt, where they are more than two.
 # Other functions of the rewards in dpo's place: for them dpo and infonca stand by

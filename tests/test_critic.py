@@ -1,5 +1,7 @@
 """A critic that starts as a reward model."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -23,3 +25,13 @@ def test_a_critic_starts_as_the_reward_model_of_a_run():
     assemble.assemble(runs.config('grpo', model=dict(critic=str(folder))))
   with pytest.raises(InputError, match=r'bradley_terry \(run\.json\)'):
     assemble.assemble(runs.config('ppo', model=dict(critic='nowhere')))
+
+
+@pytest.mark.parametrize('name', ['armo', 'vpl', 'odin', 'brme'])
+def test_a_critic_needs_a_score_of_the_roles_own_head(name, tmp_path):
+  """Theirs stands apart, beside a head that is another or is never trained."""
+  config = json.loads(runs.config(name).to_json())
+  (tmp_path / 'run.json').write_text(json.dumps({'config': config}))
+  asked = runs.config('ppo', model=dict(critic=str(tmp_path)))
+  with pytest.raises(InputError, match=f'the score of {name} is not'):
+    assemble.critic_start(asked, {'critic'})

@@ -50,7 +50,8 @@ def said(m, out, *, t=1, **fields):
     np.full((b, g), t),
   )
   batch = weigh(jax.tree.map(jnp.asarray, rows).replace(**fields), m)
-  batch = m.measure(out, batch) if m.measure else batch
+  held = jax.lax.stop_gradient(out)  # As the step has it.
+  batch = m.measure(held, batch) if m.measure else batch
   return m.loss(out, batch)
 
 

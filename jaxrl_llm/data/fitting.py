@@ -122,6 +122,7 @@ PAIRED = ('dpo', 'cdpo', 'robust_dpo', 'ipo', 'f_dpo', 'dpo_positive', 'ln_dpo')
 PAIRED += ('r_dpo', 'tr_dpo', 'wpo', 'discopop', 'apo_zero', 'apo_down', 'exo')
 PAIRED += ('aot', 'aot_unpaired', 'simpo', 'orpo', 'cpo', 'slic', 'bradley_terry')
 PAIRED += ('ensemble', 'cpl', 'spin', 'tdpo', 'mapl', 'armo', 't_reg', 'p_rlhf')
+PAIRED += ('odin',)
 TYING = ('bradley_terry', 'ensemble')  # Those of them that can make use of a tie.
 
 

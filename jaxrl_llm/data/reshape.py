@@ -22,6 +22,7 @@ from jaxrl_llm.types import InputError
 
 Row = dict[str, Any]
 SIDES = ('chosen', 'rejected')
+REWRITE = 'Write the answer again, with what is wrong in it put right.'
 
 
 # ---- From scores to pairs, rankings and labels ---------------------------------------
@@ -153,6 +154,18 @@ def contrasted(rows: Iterable[Row], *, better: str, worse: str) -> Iterator[Row]
   for row in rows:
     asked = kinds.prompt(row)
     yield row | {'prompts': [requested(asked, words) for words in (better, worse)]}
+
+
+def rewrites(rows: Iterable[Row]) -> Iterator[Row]:
+  """Kind 'demonstrations' of pairs, for the model of rewriting.py: asked to write an
+  answer again, of the rejected one it writes the chosen, of the chosen one the same.
+
+  The words of the request are ours.
+  """
+  for row in rows:
+    chosen, asked = kinds.text(row, 'chosen'), kinds.prompt(row)
+    for answer in (kinds.text(row, 'rejected'), chosen):
+      yield {'prompt': kinds.judged(asked, answer, REWRITE), 'completion': chosen}
 
 
 def requested(prompt: Any, words: str) -> Any:

@@ -23,7 +23,7 @@ def grpo_process(
     if 'step_reward' not in batch.extra:
       raise InputError(
         'grpo_process: a reward of every step is due. Set config.source.steps to what '
-        "a step ends with, such as '\\n'."
+        "a step ends with, such as '\\n', or config.source.rewriter."
       )
     advantages.check_group(batch.reward)
     end = batch.extra['step_end'] * batch.mask

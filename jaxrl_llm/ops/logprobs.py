@@ -115,6 +115,21 @@ def token_odds(
   return chunked(odds, (hidden,), chunk)[0]
 
 
+def token_gap(
+  hidden: Array, kernel: Array, tokens: BGT, *, cap=0.0, chunk: int = CHUNK
+) -> BGT:
+  """By how many nats each token is less likely than the likeliest in its place.
+
+  Before any temperature; the arguments are token_stats'.
+  """
+
+  def gap(x):
+    z, token = logits(x[0], kernel, cap), x[1]
+    return (z.max(-1) - jnp.take_along_axis(z, token[:, None], -1)[:, 0],)
+
+  return chunked(gap, (hidden, tokens), chunk)[0]
+
+
 def token_divergence(
   sides: tuple, temperature: Array, beta: Array, *, caps=(0.0, 0.0), chunk: int = CHUNK
 ) -> BGT:

@@ -77,18 +77,20 @@ def claim(row) -> Claim:
   return Claim(principle, fulfilment, evidence) if known else Claim('', '', '')
 
 
-def kept(claims: Sequence[Claim], feedback: str) -> tuple[list[Claim], Counter]:
+def kept(
+  claims: Sequence[Claim], feedback: str, least: float = LEAST
+) -> tuple[list[Claim], Counter]:
   """Claims that count, and how many do not, by the first reason that holds."""
-  reasons = [reason(x, feedback) for x in claims]
+  reasons = [reason(x, feedback, least) for x in claims]
   good = [x for x, why in zip(claims, reasons) if not why]
   return good, Counter(filter(None, reasons))
 
 
-def reason(said: Claim, feedback: str) -> str:
+def reason(said: Claim, feedback: str, least: float = LEAST) -> str:
   """Why a claim does not count, or ''."""
   if not said.principle:
     return 'malformed'
-  if fuzzy.partial_ratio(said.evidence, feedback) <= LEAST:
+  if fuzzy.partial_ratio(said.evidence, feedback) <= least:
     return 'evidence not in the feedback'
   if said.principle.lower() in GENERIC:
     return 'generic'

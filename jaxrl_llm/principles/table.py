@@ -34,12 +34,15 @@ def records(
   said: Sequence[Sequence[Claim] | None],
   embedder: Embedder,
   threshold: float,
+  *,
+  least: float = extraction.LEAST,
 ) -> tuple[list[Row], Counter]:
   """Rows {prompt, completion, principle, fulfilment, evidence}, and what was counted.
 
   Args:
     rows, said: feedback, and what was read in it (extraction.extract).
     threshold: cosines above it say that two principles are one.
+    least: what evidence must exceed (extraction.LEAST).
 
   Returns:
     Of the counts, 'claims' are all that were read: those in rows ('agreed'), and those
@@ -48,7 +51,7 @@ def records(
   counts: Counter = Counter(feedback=len(rows), unreadable=sum(x is None for x in said))
   responses, found = defaultdict(list), []
   for row, claims in zip(rows, said, strict=True):
-    good, lost = extraction.kept(claims or [], row.feedback)
+    good, lost = extraction.kept(claims or [], row.feedback, least)
     counts += lost + Counter(claims=len(claims or []))
     responses[reshape.digest([row.prompt, row.completion])].append((row, good))
   words = sorted({x.principle for g in responses.values() for _, c in g for x in c})

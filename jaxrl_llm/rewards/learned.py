@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxrl_llm import build, forward, restored
@@ -25,7 +26,8 @@ class Reading(NamedTuple):
   role: str
   needs: tuple[str, ...]  # Sensors.
   example: Callable[[Sample, str], Example]  # Of what is scored of a sample.
-  value: Callable  # (Outputs, batch) to [N].
+  value: Callable  # (Outputs, batch) to [N], or to what `whole` reads.
+  whole: Callable = lambda found: found  # Of all samples at once, to [N].
 
 
 def learned(
@@ -37,7 +39,7 @@ def learned(
   weights: str = '',
   principle: str = '',
   steps: str = '',
-  members: str = 'mean',
+  members: str = '',
   user: str = '',
 ) -> Batched:
   """The score of prompt and completion in that run's own encoding.
@@ -55,7 +57,9 @@ def learned(
     principle: of a run of `rlbff`; '@name' is the record's extra['name'], which the
       policy does not see.
     steps: of a run of `prm`, a function of ops/step_scores.py. Lines are steps.
-    members: of a run of `ensemble`, a function of ops/ensembles.py.
+    members: of a run of `ensemble`, a function of ops/ensembles.py, '' is mean; of
+      `brme` one of ops/robust.py, '' is nominal, and 'robust(alpha=0.4)' is of all
+      completions that are scored at once: a step's, when it rewards a policy.
     user: of a run of `vpl`, a table of pairs that one user has chosen between, as many
       as its training had in a row; of `p_rlhf` a user's number, '' is anybody.
   """
@@ -80,8 +84,13 @@ def learned(
     said = [readable(encode, reading, s, after) for s in samples]
     known = [i for i, example in enumerate(said) if example is not None]
     found = np.full(len(samples), missing, np.float64)
-    for turn, rows in in_turns(encode, said, known, batch):
-      found[turn] = np.asarray(say(params, rows))[: len(turn)]
+    turns = [
+      (turn, np.asarray(say(params, rows))[: len(turn)])
+      for turn, rows in in_turns(encode, said, known, batch)
+    ]
+    if turns:
+      order, values = map(np.concatenate, zip(*turns))
+      found[order] = reading.whole(values)
     return found
 
   return Batched(score)
@@ -111,6 +120,8 @@ def make_reading(
     return judged(principle)
   config, method = restored.trained(run)
   needs = method.needs
+  if method.gaussians:
+    return spread(method, members)
   if method.serve:
     return served(method, user)
   if method.soft:
@@ -118,7 +129,8 @@ def make_reading(
   if 'attributes' in needs:
     return rated(config.method.attributes, weights)
   if 'members' in needs:
-    join = build.function('jaxrl_llm.ops.ensembles', members, 'learned: members')
+    at = 'learned: members'
+    join = build.function('jaxrl_llm.ops.ensembles', members or 'mean', at)
     value = lambda out, rows: join(out.members[:, 0])
     return Reading('ensemble', ('members',), plain, value)
   if config.get('data', {}).get('kind', '').startswith('steps') and not steps:
@@ -147,6 +159,16 @@ def served(method: Method, user: str) -> Reading:
     return Example(prompts[0], said, (0.0,) * len(said), prompts=prompts)
 
   return Reading('reward', method.needs, example, value)
+
+
+def spread(method: Method, members: str) -> Reading:
+  """Several Gaussians as one number, by a function of all samples at once."""
+  join = build.function(
+    'jaxrl_llm.ops.robust', members or 'nominal', 'learned: members'
+  )
+  value = lambda out, rows: jnp.stack(method.gaussians(out), -1)[:, 0]
+  whole = lambda found: np.asarray(join(found[..., 0], found[..., 1]))
+  return Reading('reward', method.needs, plain, value, whole)
 
 
 def personal(user: str) -> Reading:

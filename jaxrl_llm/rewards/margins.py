@@ -19,18 +19,21 @@ def margins(rows: Iterable[dict], *, by: dict) -> Iterator[dict]:
   Args:
     by: a reward that scores batches, with its options.
   """
-  reward = build.made('jaxrl_llm.rewards', by, 'margins: by')
-  if not isinstance(reward, Batched):
-    raise InputError(
-      f'margins: by={by!r} scores single answers; name learned or judge.'
-    )
-  rows = list(rows)
+  reward, rows = scorer(by, 'margins: by'), list(rows)
   better, worse = (
     reward.score([sample(i, row, side) for i, row in enumerate(rows)])
     for side in ('chosen', 'rejected')
   )
   for row, one, other in zip(rows, better, worse):
     yield row | {'margin': float(one) - float(other)}
+
+
+def scorer(by: dict, where: str) -> Batched:
+  """The reward that `by` names, which must score batches."""
+  reward = build.made('jaxrl_llm.rewards', by, where)
+  if not isinstance(reward, Batched):
+    raise InputError(f'{where}={by!r} scores single answers; name learned or judge.')
+  return reward
 
 
 def sample(number: int, row: dict, side: str) -> Sample:
