@@ -387,6 +387,7 @@ def test_numbers_of_sections_out_of_range(section, option, words):
 @pytest.mark.parametrize(
   ('path', 'value', 'name', 'reader'),
   [
+    ('source.limit', 9, 'grpo', ''),
     ('source.steps', 'a', 'grpo', 'grpo_process'),
     ('source.answer', 'whole', 'grpo', 'grpo_care'),
     ('source.greedy', True, 'rloo', 'remax'),
@@ -402,7 +403,8 @@ def test_numbers_of_sections_out_of_range(section, option, words):
 )
 def test_what_the_method_does_not_read_is_refused(path, value, name, reader):
   for method in (name, reader):
-    c = toy.get_config(method)
+    c = toy.get_config(method or name)
+    c.source.update({} if method else {'name': 'until_mixed'})
     section, _, key = path.rpartition('.')
     (c[section] if section else c)[key] = value
     if method == reader:
