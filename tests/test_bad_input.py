@@ -387,7 +387,6 @@ def test_numbers_of_sections_out_of_range(section, option, words):
 @pytest.mark.parametrize(
   ('path', 'value', 'name', 'reader'),
   [
-    ('source.limit', 9, 'grpo', ''),
     ('source.steps', 'a', 'grpo', 'grpo_process'),
     ('source.answer', 'whole', 'grpo', 'grpo_care'),
     ('source.greedy', True, 'rloo', 'remax'),
@@ -403,8 +402,7 @@ def test_numbers_of_sections_out_of_range(section, option, words):
 )
 def test_what_the_method_does_not_read_is_refused(path, value, name, reader):
   for method in (name, reader):
-    c = toy.get_config(method or name)
-    c.source.update({} if method else {'name': 'until_mixed'})
+    c = toy.get_config(method)
     section, _, key = path.rpartition('.')
     (c[section] if section else c)[key] = value
     if method == reader:
@@ -412,6 +410,15 @@ def test_what_the_method_does_not_read_is_refused(path, value, name, reader):
       continue
     with pytest.raises(InputError, match=f'config.{path} is set.*{name}'):
       assemble.make_method(c)
+
+
+def test_a_limit_is_of_draws_until_groups_are_mixed():
+  c = toy.get_config('grpo')
+  c.source.limit = 9
+  with pytest.raises(InputError, match=r"source\.limit is set.*'until_mixed'"):
+    assemble.make_method(c)
+  c.source.name = 'until_mixed'
+  assemble.make_method(c)
 
 
 def test_what_is_right_is_asked_for_by_sources_too():
