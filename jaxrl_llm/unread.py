@@ -52,6 +52,8 @@ def found(config, method: Method) -> Iterator[tuple[str, str]]:
       if get(config, path) not in (None, get(usual, path)):
         yield path, f'config.{main} is off'
   mixed = get(config, 'source.name') == 'until_mixed'
+  if not mixed and get(config, 'source.limit') not in (None, usual.source.limit):
+    yield 'source.limit', "config.source.name is not 'until_mixed'"
   for path, wanted in SAID.items():
     also = path == 'source.accuracy' and (mixed or any(get(config, p) for p in SOURCES))
     if get(config, path) and wanted not in method.reads and not also:

@@ -412,6 +412,15 @@ def test_what_the_method_does_not_read_is_refused(path, value, name, reader):
       assemble.make_method(c)
 
 
+def test_a_limit_is_of_draws_until_groups_are_mixed():
+  c = toy.get_config('grpo')
+  c.source.limit = 9
+  with pytest.raises(InputError, match=r"source\.limit is set.*'until_mixed'"):
+    assemble.make_method(c)
+  c.source.name = 'until_mixed'
+  assemble.make_method(c)
+
+
 def test_what_is_right_is_asked_for_by_sources_too():
   for asked in (dict(name='until_mixed'), dict(hints=2), dict(pool=32)):
     c = toy.get_config('grpo')
