@@ -212,6 +212,14 @@ def test_null_is_not_absent():
   assert read_config('mistral', sliding_window=None).windows == ()
 
 
+@pytest.mark.parametrize('family', ['mistral', 'smollm3', 'gemma2', 'gemma3_text'])
+def test_layer_types_go_before_other_keys(family):
+  # transformers makes such a Mistral a Ministral, and SmolLM3's mask reads no flag.
+  kinds = ['full_attention', 'sliding_attention'] * 2
+  found = read_config(family, layer_types=kinds, sliding_window=4)
+  assert found.windows == (0, 4, 0, 4)
+
+
 @pytest.mark.parametrize('family', FAMILIES)
 def test_what_is_not_computed_is_refused_where_it_is_falsy_too(family):
   for key, value in FAMILIES[family].only.items():
