@@ -446,6 +446,21 @@ def test_smollm2():
   assert found.decode(trained) == 'cd<|im_end|>f<|im_end|>'
 
 
+def test_a_turn_may_end_in_another_token_than_the_usual():
+  """Llama 3.1 ends calls of its own tools with <|eom_id|>, for the tool to answer."""
+  found = tokenizer('llama3')
+  found.add_special_tokens({'additional_special_tokens': ['<|eom_id|>']})
+  call = "{% set end = '<|eom_id|>' if m.tool_calls else '<|eot_id|>' %}"
+  found.chat_template = (
+    '{% for m in messages %}' + call + '{{ m.role[0] + m.content + end }}{% endfor %}'
+  )
+  stops = pretrained.stop_ids(found)
+  calls = turn('assistant', 'f') | {'tool_calls': [{'name': 'f'}]}
+  after = [calls, turn('tool', 'r'), turn('assistant', 'cd')]
+  ids = chat.coder(found, stops).completion([turn('user', 'b')], after)
+  assert shown(found, [], ids) == '^«af<|eom_id|>»tr<|eot_id|>«acd<|eot_id|>»'
+
+
 # ---- Boundaries ----------------------------------------------------------------------
 
 

@@ -81,5 +81,5 @@ def test_of_several_templates_tools_have_the_one_that_is_for_them(tmp_path):
   assert found.decode(ids.prompt(asked)) == 'uq'
   assert found.decode(ids.prompt(asked, {'tools': [{'name': 'add'}]})) == 'adduq'
   found.chat_template = {'tool_use': KEEPS}
-  with pytest.raises(InputError, match='refuses .*no default'):
+  with pytest.raises(InputError, match=r'refuses .*no default'):
     ids.prompt(asked)
