@@ -530,6 +530,20 @@ def test_no_space_is_made_up_within_a_text():
   assert not chat.merges(found, 'b', ' cd') and chat.merges(found, 'b ', 'cd')
 
 
+@pytest.mark.parametrize('name', ['llama2', 'open'])
+def test_text_that_says_its_own_bos_has_it_once(name):
+  """AT-35: as data sets say it that are worded for a model, BOS and EOS included."""
+  found = tokenizer(name)
+  found.bos_token = '<s>' if name == 'llama2' else None
+  code = chat.coder(found, pretrained.stop_ids(found))
+  start, end = found.bos_token or found.eos_token, found.eos_token
+  words = '[INST] b [/INST] cd' + end
+  prompt, said = code.prompt(''), code.completion('', start + words)
+  assert shown(found, prompt, said) == f'{start}^«{words}»'
+  with pytest.raises(InputError, match='empty'):
+    code.completion('', start)
+
+
 def test_plain_text_has_one_bos_and_no_end():
   found = tokenizer('open')
   bos, end = found.bos_token_id, found.eos_token_id

@@ -67,6 +67,8 @@ def coder(tokenizer, stop_ids: Sequence[int]) -> Coder:
     if not isinstance(after, str):
       raise InputError('the prompt is a string and the completion a list of messages.')
     tokens = encode(after)
+    if before == '' and tokens[:1] == prompt(''):  # The text's own, said already.
+      tokens = tokens[1:]
     if not tokens or tokens[-1] not in stop_ids:
       tokens = [*tokens, stop_ids[0]]
     if len(tokens) == 1:
