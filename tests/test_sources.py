@@ -23,7 +23,7 @@ TOKENIZER = pretrained.load('tiny').tokenizer
 
 def text(max_prompt=8):
   return Text(
-    lambda m: pretrained.encode_chat(TOKENIZER, m),
+    chat.coder(TOKENIZER, [STOP]).prompt,
     lambda ids: TOKENIZER.decode(ids, skip_special_tokens=True),
     max_prompt,
   )
