@@ -554,6 +554,8 @@ def test_plain_text_has_one_bos_and_no_end():
   assert chat.plain(found, 'a') == [bos, a]
   assert chat.plain(found, '<s>a') == [bos, a]
   assert chat.plain(found, '') == [bos]
+  assert chat.coder(found, [end]).bos == bos
+  assert chat.coder(pretrained.load('tiny').tokenizer, [96]).bos is None
 
 
 @pytest.mark.parametrize('end', ['</s>', '<|im_end|>'])

@@ -39,6 +39,7 @@ class Coder(NamedTuple):
   completion: Callable[..., Ids]  # Of a Prompt and a Completion.
   merges: Callable[..., bool]  # Whether the two share a token.
   decode: Callable[[Sequence[int]], str]
+  bos: int | None = None  # Where the tokenizer begins every text with one.
 
 
 def coder(tokenizer, stop_ids: Sequence[int]) -> Coder:
@@ -90,7 +91,9 @@ def coder(tokenizer, stop_ids: Sequence[int]) -> Coder:
     return merges(tokenizer, before, after)
 
   decode = lambda ids: tokenizer.decode(ids, skip_special_tokens=True)
-  return Coder(prompt, completion, joined, decode)
+  begins = tokenizer.encode('')[:1] == [tokenizer.bos_token_id]
+  bos = tokenizer.bos_token_id if begins else None
+  return Coder(prompt, completion, joined, decode, bos)
 
 
 def as_messages(completion: Messages | str) -> Messages:
