@@ -91,9 +91,13 @@ def coder(tokenizer, stop_ids: Sequence[int]) -> Coder:
     return merges(tokenizer, before, after)
 
   decode = lambda ids: tokenizer.decode(ids, skip_special_tokens=True)
+  return Coder(prompt, completion, joined, decode, bos_of(tokenizer))
+
+
+def bos_of(tokenizer) -> int | None:
+  """The token with which the tokenizer begins every text, if there is one."""
   begins = tokenizer.encode('')[:1] == [tokenizer.bos_token_id]
-  bos = tokenizer.bos_token_id if begins else None
-  return Coder(prompt, completion, joined, decode, bos)
+  return tokenizer.bos_token_id if begins else None
 
 
 def as_messages(completion: Messages | str) -> Messages:

@@ -78,26 +78,18 @@ def questions(
     extra = kept | {'reference': reference}
     known = numbers.parse(right) is not None  # What else says an answer is not known.
     hints = {'solution': worked(reference, right)} if known else {}
-    options = fields.template(row)
-    return Record(number, asked, right, extra, hints, options, where)
+    return Record(number, asked, right, extra, hints, fields.template(row), where)
 
-  test = read(test_path, record)
-  test = test[:limit] if limit else test
+  test = read(test_path, record)[: limit or None]
   train, left_out = apart(read(train_path, record), test)
   if not train:
     raise InputError(
       f'{train_path}: every question is also in {test_path}; give other questions.'
     )
   report = told(train, test, left_out, contamination)
-  return Task(
-    'questions',
-    Cycle(train, seed),
-    tuple(test),
-    check,
-    digest.hexdigest(),
-    report,
-    long_prompt=long_prompt,
-  )
+  cycle, read_all = Cycle(train, seed), digest.hexdigest()
+  task = Task('questions', cycle, tuple(test), check, read_all, report)
+  return task._replace(long_prompt=long_prompt)
 
 
 def messages(row: dict[str, Any], name: str, system: str, suffix: str) -> list[dict]:
