@@ -30,6 +30,7 @@ from jaxrl_llm.rewards import combine, shaping
 from jaxrl_llm.rollout import draw, mixture, trees
 from jaxrl_llm.rollout.sampler import make_sampler
 from jaxrl_llm.rollout.stops import stop_strings
+from jaxrl_llm.tasks import fitting
 from jaxrl_llm.types import Batch, InputError, Method, State
 
 # Columns of the sample table, which a reward part cannot be called.
@@ -39,8 +40,7 @@ NAMES = ('on_policy', 'until_mixed', 'rationed', *episodes.SOURCES)
 
 def questions(config, decoder, model, text, mesh) -> Feed:
   """Completions sampled and scored, and greedy held-out accuracy."""
-  task = build.made('jaxrl_llm.tasks', config.task.to_dict(), 'config.task')
-  s = config.source
+  task, s = make_task(config, text), config.source
   sampler, warm, cold = sampling(config, decoder, model, text, mesh, s.max_length)
   ask = sources.Ask(
     sample=sampler(1, s.get('slots', 0) * s.group),
@@ -67,6 +67,12 @@ def questions(config, decoder, model, text, mesh) -> Feed:
   how = dict(options=warm, priced=priced) | bound
   test = held_out.make_safety(alone, text, apart, **how)
   return feed._replace(safety=lambda state: test(forward.policy(state), state.key))
+
+
+def make_task(config, text):
+  """config.task; of a table every question can be asked."""
+  task = build.made('jaxrl_llm.tasks', config.task.to_dict(), 'config.task')
+  return fitting.fitted(task, text.encode, config.source.max_prompt)
 
 
 def set_apart(task, count: int):
@@ -254,7 +260,7 @@ def part_name(config, option: str) -> str:
 
 def conversations(config, decoder, model, text, mesh) -> Feed:
   """Episodes with the task's environment, and greedy held-out ones."""
-  task, s = checked_task(config), config.source
+  task, s = checked_task(config, text), config.source
   room = min(s.turn_length or s.max_length, s.max_length)
   sampler, warm, cold = sampling(config, decoder, model, text, mesh, room)
   between = chat.replier(model.tokenizer, pretrained.stop_ids(model.tokenizer))
@@ -279,9 +285,9 @@ def conversations(config, decoder, model, text, mesh) -> Feed:
   return fed(config, model, mesh, task, source, score, extra)
 
 
-def checked_task(config):
+def checked_task(config, text):
   """The task of a source of episodes, where all that it takes is there."""
-  task = build.made('jaxrl_llm.tasks', config.task.to_dict(), 'config.task')
+  task = make_task(config, text)
   s = config.source
   if task.env is None:
     raise InputError(

@@ -33,6 +33,7 @@ from jaxrl_llm import (
   types,
   unread,
 )
+from jaxrl_llm.data import chat
 from jaxrl_llm.data.examples import Data
 from jaxrl_llm.evaluate import held_out
 from jaxrl_llm.models import lora, pretrained
@@ -240,8 +241,8 @@ def make_text(config, model) -> sources.Text:
   """The tokenizer as functions; prompt and completion must fit the model's window."""
   check_window(config, config.model.name, model)
   decode = lambda ids: model.tokenizer.decode(ids, skip_special_tokens=True)
-  encode = lambda messages: pretrained.encode_chat(model.tokenizer, messages)
-  return sources.Text(encode, decode, config.source.max_prompt)
+  coder = chat.coder(model.tokenizer, pretrained.stop_ids(model.tokenizer))
+  return sources.Text(coder.prompt, decode, config.source.max_prompt)
 
 
 def check_window(config, name: str, model) -> None:

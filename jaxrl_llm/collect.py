@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxrl_llm import assemble, build, log, pairing, sources, train
+from jaxrl_llm import asking, assemble, log, pairing, sources, train
 from jaxrl_llm.sources import Drawn
 from jaxrl_llm.tasks.records import Record, Task
 from jaxrl_llm.types import InputError
@@ -35,9 +35,8 @@ def main(config, workdir: str) -> dict[str, float]:
     raise InputError("config.collect takes config.source.name='on_policy'.")
   path = folder / FILE
   if not path.exists():
-    task = build.made('jaxrl_llm.tasks', config.task.to_dict(), 'config.task')
     with train.claimed(folder, config):
-      steps = sampled(config, folder, task)
+      steps = sampled(config, folder)
       rows = [row for step in steps for row in step['rows']]
       if not rows:
         raise InputError(
@@ -51,9 +50,10 @@ def main(config, workdir: str) -> dict[str, float]:
   return {'sampled': float(size), 'kept': float(rows)}
 
 
-def sampled(config, folder: Path, task: Task) -> list[dict]:
+def sampled(config, folder: Path) -> list[dict]:
   """What each step kept. Those of an earlier start are read, the others appended."""
   path, run = folder / 'steps.jsonl', assemble.assemble(config)
+  task = asking.make_task(config, assemble.make_text(config, run.model))
   steps = log.read_lines(path)
   log.write_lines(path, steps)  # A last line cut short by a kill would spoil the next.
   for i in range(len(steps), config.steps):
@@ -72,7 +72,7 @@ def kept(drawn: Drawn, task: Task, *, least: float, each: int) -> Iterator[dict]
   for record, said in ended(drawn, task):
     for text in sorted(said, key=said.get, reverse=True)[:each]:
       if said[text] >= least:
-        yield {'prompt': record.messages, 'completion': text, 'reward': said[text]}
+        yield asked(record) | {'completion': text, 'reward': said[text]}
 
 
 def paired(
@@ -95,9 +95,17 @@ def paired(
       found = pairing.two(np.array([said[t] for t in texts]), pair, margin, rng)
       both = found and tuple(texts[i] for i in found)
     if both:
-      told = {'prompt': record.messages, 'chosen': both[0], 'rejected': both[1]}
+      told = asked(record) | {'chosen': both[0], 'rejected': both[1]}
       scored = pair != 'answer'
       yield told | ({'margin': said[both[0]] - said[both[1]]} if scored else {})
+
+
+def asked(record: Record) -> dict:
+  """A row's fields that say what was asked, as data.fields.template reads them."""
+  options = dict(record.template)
+  tools = options.pop('tools', None)
+  found = {'prompt': record.messages, 'tools': tools, 'chat_template_kwargs': options}
+  return {k: v for k, v in found.items() if v}
 
 
 def ended(drawn: Drawn, task: Task) -> Iterator[tuple[Record, dict[str, float]]]:

@@ -59,7 +59,7 @@ class Partner(NamedTuple):
 def begin(partner: Partner, record: Record, seed: int) -> Row:
   """A row before its first turn."""
   messages, state = partner.env.start(record)
-  prompt = partner.text.encode(messages)
+  prompt = partner.text.encode(messages, record.template)
   return Row(record, seed, prompt, state, partner.room, partner.turns)
 
 

@@ -36,7 +36,7 @@ Source = Callable[[State, int], Drawn]
 class Text(NamedTuple):
   """Between text and token ids."""
 
-  encode: Callable[[list[dict]], list[int]]  # Chat messages, ready for an answer.
+  encode: Callable[..., list[int]]  # Messages, and what else the template reads.
   decode: Callable[[Sequence[int]], str]
   max_prompt: int  # Tokens; a longer prompt is an error, never cut.
 
@@ -215,7 +215,8 @@ def host_rng(state: State, step: int) -> np.random.Generator:
 
 def completed(sample, records, text: Text, params, ids, how, key, version):
   """The prompts of records [N, P], their lengths, and the `Rollout` of `sample`."""
-  tokens, length = pad([text.encode(r.messages) for r in records], text.max_prompt)
+  asked = [text.encode(r.messages, r.template) for r in records]
+  tokens, length = pad(asked, text.max_prompt)
   rollout = sample(params, tokens, length, ids, how, key, version)
   return tokens, length, jax.device_get(rollout)
 

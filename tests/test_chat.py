@@ -446,6 +446,21 @@ def test_smollm2():
   assert found.decode(trained) == 'cd<|im_end|>f<|im_end|>'
 
 
+def test_a_turn_may_end_in_another_token_than_the_usual():
+  """Llama 3.1 ends calls of its own tools with <|eom_id|>, for the tool to answer."""
+  found = tokenizer('llama3')
+  found.add_special_tokens({'additional_special_tokens': ['<|eom_id|>']})
+  call = "{% set end = '<|eom_id|>' if m.tool_calls else '<|eot_id|>' %}"
+  found.chat_template = (
+    '{% for m in messages %}' + call + '{{ m.role[0] + m.content + end }}{% endfor %}'
+  )
+  stops = pretrained.stop_ids(found)
+  calls = turn('assistant', 'f') | {'tool_calls': [{'name': 'f'}]}
+  after = [calls, turn('tool', 'r'), turn('assistant', 'cd')]
+  ids = chat.coder(found, stops).completion([turn('user', 'b')], after)
+  assert shown(found, [], ids) == '^«af<|eom_id|>»tr<|eot_id|>«acd<|eot_id|>»'
+
+
 # ---- Boundaries ----------------------------------------------------------------------
 
 
@@ -515,6 +530,20 @@ def test_no_space_is_made_up_within_a_text():
   assert not chat.merges(found, 'b', ' cd') and chat.merges(found, 'b ', 'cd')
 
 
+@pytest.mark.parametrize('name', ['llama2', 'open'])
+def test_text_that_says_its_own_bos_has_it_once(name):
+  """AT-35: as data sets say it that are worded for a model, BOS and EOS included."""
+  found = tokenizer(name)
+  found.bos_token = '<s>' if name == 'llama2' else None
+  code = chat.coder(found, pretrained.stop_ids(found))
+  start, end = found.bos_token or found.eos_token, found.eos_token
+  words = '[INST] b [/INST] cd' + end
+  prompt, said = code.prompt(''), code.completion('', start + words)
+  assert shown(found, prompt, said) == f'{start}^«{words}»'
+  with pytest.raises(InputError, match='empty'):
+    code.completion('', start)
+
+
 def test_plain_text_has_one_bos_and_no_end():
   found = tokenizer('open')
   bos, end = found.bos_token_id, found.eos_token_id
@@ -525,6 +554,8 @@ def test_plain_text_has_one_bos_and_no_end():
   assert chat.plain(found, 'a') == [bos, a]
   assert chat.plain(found, '<s>a') == [bos, a]
   assert chat.plain(found, '') == [bos]
+  assert chat.coder(found, [end]).bos == bos
+  assert chat.coder(pretrained.load('tiny').tokenizer, [96]).bos is None
 
 
 @pytest.mark.parametrize('end', ['</s>', '<|im_end|>'])

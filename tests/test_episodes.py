@@ -90,7 +90,7 @@ def scripted(words, *, room=20, turns=3, turn_length=20, replies=('no', 'no', 'n
 
   seen, asked = {}, []
   env = Env(lambda r: (r.messages, ()), step, lambda s: (float(len(s)), {'n': 7.0}))
-  prompt = lambda messages: pretrained.encode_chat(TOKENIZER, messages)
+  prompt = chat.coder(TOKENIZER, STOPS).prompt
   between = chat.replier(TOKENIZER, STOPS)
   partner = episodes.Partner(sample, Text(prompt, decode, 8), env, between, room, turns)
   return partner, asked

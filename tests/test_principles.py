@@ -514,6 +514,16 @@ def test_the_task_of_principles():
     principles.principles(path=LETTERS, test_size=320)
 
 
+def test_verdicts_of_rows_as_helpsteer3_names_them(tmp_path):
+  row = {'response': 'b', 'principle': 'short', 'fulfilment': 'Yes'}
+  asked = [[{'role': 'user', 'content': x}] for x in 'pq']
+  path = tmp_path / 'rows.jsonl'
+  path.write_text('\n'.join(json.dumps(row | {'context': x}) for x in asked))
+  task = principles.principles(path=str(path), test_size=1)
+  said = [m['content'] for m in (*task.train(0).messages, *task.test[0].messages)]
+  assert sorted(x for x in said if len(x) == 1) == ['b', 'b', 'p', 'q']
+
+
 def test_a_policy_does_not_see_the_principle():
   task = questions.questions(
     train_path=LETTERS,

@@ -45,7 +45,7 @@ def test_the_bound_of_known_completions_by_hand():
     rollout = (said, ones.astype(int), ids, 0.0 * said, ones, said, ones, 0)
     return Rollout(*rollout)
 
-  text = sources.Text(lambda messages: [1], lambda ids: str(ids[0]), 4)
+  text = sources.Text(lambda messages, template: [1], lambda ids: str(ids[0]), 4)
   score = lambda rows: (np.array([float(r.completion) for r in rows]), {})
   options = lambda n: draw.options(n, max_length=1, temperature=0.5)
 

@@ -1,5 +1,6 @@
 """Batches: which rows, in what order, and that their ids are those sampled."""
 
+import dataclasses
 import functools
 import threading
 
@@ -23,7 +24,7 @@ TOKENIZER = pretrained.load('tiny').tokenizer
 
 def text(max_prompt=8):
   return Text(
-    lambda m: pretrained.encode_chat(TOKENIZER, m),
+    chat.coder(TOKENIZER, [STOP]).prompt,
     lambda ids: TOKENIZER.decode(ids, skip_special_tokens=True),
     max_prompt,
   )
@@ -333,6 +334,9 @@ def test_pad():
     sources.pad([[1], []], 3)
 
 
+CUTTING = examples.Encoder(CODER, max_prompt=3, max_length=4, long_prompt='cut')
+
+
 def encode(*found, max_length=4, max_prompt=8, **policies):
   return examples.Encoder(
     CODER, max_prompt=max_prompt, max_length=max_length, **policies
@@ -394,6 +398,9 @@ def test_what_is_too_long_is_dropped_or_cut_and_counted():
   assert (found.dropped, found.cut) == (0, 2)
   y, z, end = TOKENIZER.encode('yz\n')
   assert found.batch.prompts.tolist()[0] == [y, z, end]
+  bos = TOKENIZER.encode('x')[0]  # Stays too.
+  begun = dataclasses.replace(CUTTING, coder=CODER._replace(bos=bos))
+  assert begun([long, fits]).batch.prompts.tolist()[0] == [bos, z, end]
   # A pair goes with its longer half.
   found = encode(long, fits, long_completion='drop')
   assert (found.dropped, found.cut) == (2, 0)

@@ -3,6 +3,7 @@
 import pytest
 import runs
 from ml_collections import config_dict
+from transformers import AutoTokenizer
 
 from jaxrl_llm import restored, train
 from jaxrl_llm.data import chat
@@ -66,3 +67,19 @@ def test_a_file_without_a_template(tmp_path, text, words):
     file.write_text(text)
   with pytest.raises(InputError, match=rf'chat_template={file} is .*{words}'):
     model(chat_template=str(file))
+
+
+def test_of_several_templates_tools_have_the_one_that_is_for_them(tmp_path):
+  own = pretrained.load('tiny').tokenizer
+  shows = "{% for t in tools %}{{ t['name'] }}{% endfor %}"
+  own.chat_template = {'default': KEEPS, 'tool_use': shows + KEEPS}
+  own.save_pretrained(tmp_path)
+  found = AutoTokenizer.from_pretrained(tmp_path)
+  assert set(found.chat_template) == {'default', 'tool_use'}
+  ids = chat.coder(found, pretrained.stop_ids(found))
+  asked = [{'role': 'user', 'content': 'q'}]
+  assert found.decode(ids.prompt(asked)) == 'uq'
+  assert found.decode(ids.prompt(asked, {'tools': [{'name': 'add'}]})) == 'adduq'
+  found.chat_template = {'tool_use': KEEPS}
+  with pytest.raises(InputError, match=r'refuses .*no default'):
+    ids.prompt(asked)

@@ -125,6 +125,19 @@ class TestFolder:
     rewrite(folder, lambda t: t | {name: np.ones(2, np.float32)})
     assert_same(weights.load(folder)[1], params)
 
+  @pytest.mark.parametrize('dtype', [ml_dtypes.bfloat16, np.float32])
+  def test_a_tied_head_that_is_stored_has_to_be_the_embedding(self, folder, dtype):
+    embed, head = 'model.embed_tokens.weight', 'lm_head.weight'
+    rewrite(folder, lambda t: {n: x.astype(dtype) for n, x in t.items()})
+    edit(folder / 'config.json', tie_word_embeddings=True)
+    with pytest.raises(InputError, match=r'lm_head.weight is another than .*embed'):
+      weights.load(folder)
+    rewrite(folder, lambda t: t | {head: t[embed][:-1]})
+    with pytest.raises(InputError, match='tie_word_embeddings'):
+      weights.load(folder)
+    rewrite(folder, lambda t: t | {head: t[embed]})
+    assert 'head' not in weights.load(folder)[1]
+
   def test_rope_base_as_transformers_5_writes_it(self, folder):
     rope = {'rope_type': 'default', 'rope_theta': 77.0}
     edit(folder / 'config.json', rope_theta=None, rope_parameters=rope)
@@ -197,6 +210,14 @@ def test_null_is_not_absent():
   assert (found.attention_cap, found.logit_cap) == (0, 0)
   assert read_config('mistral').windows == (4096,) * 4
   assert read_config('mistral', sliding_window=None).windows == ()
+
+
+@pytest.mark.parametrize('family', ['mistral', 'smollm3', 'gemma2', 'gemma3_text'])
+def test_layer_types_go_before_other_keys(family):
+  # transformers makes such a Mistral a Ministral, and SmolLM3's mask reads no flag.
+  kinds = ['full_attention', 'sliding_attention'] * 2
+  found = read_config(family, layer_types=kinds, sliding_window=4)
+  assert found.windows == (0, 4, 0, 4)
 
 
 @pytest.mark.parametrize('family', FAMILIES)

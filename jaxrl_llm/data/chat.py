@@ -39,6 +39,7 @@ class Coder(NamedTuple):
   completion: Callable[..., Ids]  # Of a Prompt and a Completion.
   merges: Callable[..., bool]  # Whether the two share a token.
   decode: Callable[[Sequence[int]], str]
+  bos: int | None = None  # Where the tokenizer begins every text with one.
 
 
 def coder(tokenizer, stop_ids: Sequence[int]) -> Coder:
@@ -67,6 +68,8 @@ def coder(tokenizer, stop_ids: Sequence[int]) -> Coder:
     if not isinstance(after, str):
       raise InputError('the prompt is a string and the completion a list of messages.')
     tokens = encode(after)
+    if before == '' and tokens[:1] == prompt(''):  # The text's own, said already.
+      tokens = tokens[1:]
     if not tokens or tokens[-1] not in stop_ids:
       tokens = [*tokens, stop_ids[0]]
     if len(tokens) == 1:
@@ -88,7 +91,13 @@ def coder(tokenizer, stop_ids: Sequence[int]) -> Coder:
     return merges(tokenizer, before, after)
 
   decode = lambda ids: tokenizer.decode(ids, skip_special_tokens=True)
-  return Coder(prompt, completion, joined, decode)
+  return Coder(prompt, completion, joined, decode, bos_of(tokenizer))
+
+
+def bos_of(tokenizer) -> int | None:
+  """The token with which the tokenizer begins every text, if there is one."""
+  begins = tokenizer.encode('')[:1] == [tokenizer.bos_token_id]
+  return tokenizer.bos_token_id if begins else None
 
 
 def as_messages(completion: Messages | str) -> Messages:

@@ -88,7 +88,8 @@ class Encoder:
   Args:
     coder: see chat.coder.
     max_prompt, max_length: tokens; the completion's stop token is included.
-    long_prompt: 'error', 'drop' (the group is left out) or 'cut' (its end stays).
+    long_prompt: 'error', 'drop' (the group is left out) or 'cut' (its end stays, and
+      its BOS).
     long_completion: 'cut' (its first tokens stay, it is `truncated` and has no stop
       token), 'drop' or 'error'. A group of which a completion has no trained token
       left is dropped.
@@ -141,10 +142,16 @@ class Encoder:
     cut = [len(c.tokens) > self.max_length for c in found]
     found = [Ids(*(x[: self.max_length] for x in c)) for c in found]
     kept = not any(over) and all(any(c.mask) for c in found)
-    prompts = [p[-self.max_prompt :] for p in prompts]
-    left = Coded(prompt[-self.max_prompt :], found, cut, kept, example, prompts)
+    prompts = [*map(self.ended, prompts)]
+    left = Coded(self.ended(prompt), found, cut, kept, example, prompts)
     left = left._replace(whole=(asked, longest))
     return left if kept else emptied(left)
+
+  def ended(self, prompt: list[int]) -> list[int]:
+    """The end of a prompt that is too long, after its BOS."""
+    start = max(len(prompt) - self.max_prompt, 0)
+    head = prompt[:1] if start and prompt[0] == self.coder.bos else []
+    return head + prompt[start + len(head) :]
 
   def widths(self, coded: Sequence[Coded]) -> tuple[int, int]:
     """Prompt and completion positions of a batch."""

@@ -90,7 +90,8 @@ def make_safety(
 
 def answering(sample, text: Text, records: Sequence[Record], options):
   """One completion of each record, as `answer(params, key) -> samples`."""
-  tokens, length = pad([text.encode(r.messages) for r in records], text.max_prompt)
+  asked = [text.encode(r.messages, r.template) for r in records]
+  tokens, length = pad(asked, text.max_prompt)
   ids = np.arange(len(records), dtype=np.int32)
   arrays = (tokens, length, ids, options(len(records)))
 

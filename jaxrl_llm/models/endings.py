@@ -3,7 +3,8 @@
 from jaxrl_llm.types import InputError
 
 # Tokens with which chat templates close a turn.
-TURN_ENDS = ('<|im_end|>', '<|eot_id|>', '<end_of_turn>', '<|end|>', '</s>')
+TURN_ENDS = ('<|im_end|>', '<|eot_id|>', '<|eom_id|>', '<end_of_turn>', '<|end|>')
+TURN_ENDS += ('</s>',)
 
 
 def stop_ids(tokenizer) -> tuple[int, ...]:

@@ -40,17 +40,18 @@ def smollm3(f: Fields) -> dict[str, Any]:
   default = [int((i + 1) % every != 0) for i in range(count)]
   turns = f.list('no_rope_layers', default)
   no_rope = tuple(i for i in range(count) if not turns[i])
-  kinds = ['full_attention' if turns[i] else 'sliding_attention' for i in f.layers()]
-  windows = f.windows(default=kinds) if f.flag('use_sliding_window') else ()
+  near = no_rope if f.flag('use_sliding_window') else ()
+  kinds = ['sliding_attention' if i in near else 'full_attention' for i in f.layers()]
   return llama(f) | {
     'rope': f.rope(default=2e6),
     'no_rope': no_rope,
-    'windows': windows,
+    'windows': f.windows(default=kinds),
   }
 
 
 def mistral(f: Fields) -> dict[str, Any]:
-  return {'rope': f.rope(), 'windows': f.windows(everywhere=True)}
+  kinds = ['sliding_attention'] * len(f.layers())  # With layer_types a Ministral.
+  return {'rope': f.rope(), 'windows': f.windows(default=kinds)}
 
 
 def qwen2(f: Fields) -> dict[str, Any]:

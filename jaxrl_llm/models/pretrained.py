@@ -36,6 +36,7 @@ HUB_FILES = (
   'vocab.json',
   'merges.txt',
   'chat_template.jinja',
+  'additional_chat_templates/*.jinja',
   lora.CONFIG,
   lora.FILE,
 )
@@ -242,11 +243,12 @@ def render(
       'config.model.chat_template, a file with one.'
     )
   try:
+    template = tokenizer.get_chat_template(tools=options.get('tools'))  # Of several.
     return tokenizer.apply_chat_template(
       messages,
       add_generation_prompt=ask,
       tokenize=False,
-      chat_template=templates.dated(tokenizer.chat_template),
+      chat_template=templates.dated(template),
       **options,
     )
   except Exception as error:  # A template raises what it likes: jinja, KeyError, ...

@@ -29,9 +29,8 @@ DATE = """{% macro strftime_now(format) %}{{
 }}{% endmacro %}{{ '' }}"""
 
 
-def dated(template):
+def dated(template: str) -> str:
   """A template that says one date in the place of today's: the same run of tomorrow has
-  the same ids. One that says none, or several templates by name, stay as they are.
+  the same ids. One that says none stays as it is.
   """
-  says = isinstance(template, str) and 'strftime_now' in template
-  return DATE + template if says else template
+  return DATE + template if 'strftime_now' in template else template

@@ -25,6 +25,7 @@ from jaxrl_llm.models.names import Names
 from jaxrl_llm.types import InputError, Params
 
 FILE, INDEX = 'model.safetensors', 'model.safetensors.index.json'
+HEAD, BLOCK = 'lm_head.weight', 4096  # Rows that are compared at once.
 DTYPES = ('F32', 'F16', 'BF16')  # What safetensors calls the ones we widen to float32.
 # Buffers in old checkpoints: they follow from the config.
 BUFFERS = ('.rotary_emb.inv_freq', '.attn.bias', '.attn.masked_bias')
@@ -159,7 +160,8 @@ def open_folder(folder: str | Path) -> Stored:
   folder = Path(folder)
   values = fields.read_json(folder / 'config.json')
   config = config_json.decoder(values, folder / 'config.json')
-  views = _named(_views(folder), config, values['model_type'])
+  stored = _views(folder)
+  views = _named(stored, config, values['model_type'])
   for name, view in views.items():
     if view.dtype not in DTYPES:
       raise InputError(
@@ -168,6 +170,9 @@ def open_folder(folder: str | Path) -> Stored:
       )
   due = slots(config, FAMILIES[values['model_type']].names)
   check(due, {name: view.shape for name, view in views.items()}, folder)
+  if config.tied and HEAD in stored:
+    embed = next(name for name in due if due[name][0].path == ('embed',))
+    _check_head(stored[HEAD], views[embed], folder)
   return Stored(config, values, due, lambda name: _numbers(views[name]))
 
 
@@ -194,8 +199,22 @@ def _named(
     # The first GPT-2 files hold the inner model alone.
     views = {f'transformer.{name}': view for name, view in views.items()}
   out = {name for name in views if name.endswith(BUFFERS)}
-  out |= {'lm_head.weight'} if config.tied else set()
+  out |= {HEAD} if config.tied else set()
   return {name: view for name, view in views.items() if name not in out}
+
+
+def _check_head(head: View, embed: View, folder: Path) -> None:
+  """Refuses a head of its own where the config says that it is the embedding."""
+  with _open(head.file) as one, _open(embed.file) as other:
+    a, b = one.get_slice(head.name), other.get_slice(embed.name)
+    size = head.shape[0]
+    turns = (slice(i, min(i + BLOCK, size)) for i in range(0, size, BLOCK))
+    if head.shape == embed.shape and all(np.array_equal(a[t], b[t]) for t in turns):
+      return
+  raise InputError(
+    f'{folder}: {HEAD} is another than {embed.name}, and config.json says that they '
+    'are one. Set its tie_word_embeddings to false, or remove the tensor.'
+  )
 
 
 def _views(folder: Path) -> dict[str, View]:

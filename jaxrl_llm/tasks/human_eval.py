@@ -42,7 +42,7 @@ def human_eval(
   level = code.allowed(allow_execution, isolation, 'config.task (human_eval)')
   limits, digest = levels.Limits(seconds=seconds, memory=memory), hashlib.sha256()
 
-  def record(row: dict[str, Any], number: int) -> Record:
+  def record(row: dict[str, Any], number: int, where: str) -> Record:
     digest.update(json.dumps(row, sort_keys=True, default=str).encode())
     prompt, name, test = (
       questions.field(row, k) for k in ('prompt', 'entry_point', 'test')
@@ -51,9 +51,8 @@ def human_eval(
     tests = {'name': name, 'prompt': prompt, 'check': f'{prompt}\n{test}'}
     asked = records.chat(f'{ask}{prompt}')
     solution = str(row.get('canonical_solution', ''))
-    return Record(
-      number, asked, solution, {'tests': tests, 'task_id': row.get('task_id')}
-    )
+    extra = {'tests': tests, 'task_id': row.get('task_id')}
+    return Record(number, asked, solution, extra, where=where)
 
   test = questions.read(test_path, record)
   test = test[:limit] if limit else test
@@ -64,7 +63,7 @@ def human_eval(
     grade = code.passed(text, record, level=level, limits=limits)
     return float(grade.right == grade.total)
 
-  draw = questions.cycle(train, seed) if train else none_to_train
+  draw = records.Cycle(train, seed) if train else none_to_train
   report = [f'{len(train)} programs to train on, {len(test)} held out{left_out}.']
   return Task('human_eval', draw, tuple(test), check, digest.hexdigest(), report)
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from jaxrl_llm.data import files, kinds
+from jaxrl_llm.data import fields, files, kinds
 from jaxrl_llm.data.examples import Example
 from jaxrl_llm.tasks import questions
-from jaxrl_llm.tasks.records import Record, Task
+from jaxrl_llm.tasks.records import Cycle, Record, Task
 from jaxrl_llm.types import InputError
 
 ASK = (
@@ -44,13 +44,15 @@ def principles(
   """
   digest = hashlib.sha256()
 
-  def record(row: dict[str, Any], number: int) -> tuple[Record, int]:
+  def record(row: dict[str, Any], number: int, where: str) -> tuple[Record, int]:
     digest.update(json.dumps(row, sort_keys=True, default=str).encode())
     yes = kinds.principles(row).reward[0] > 0
-    asked = messages(row['prompt'], row['completion'], row['principle'], ask)
-    key = files.key_of(Example(kinds.prompt(row), ('',), (0.0,)), seed)
+    before, answer = kinds.prompt(row), kinds.completion(row)
+    asked = messages(before, answer, row['principle'], ask)
+    key = files.key_of(Example(before, ('',), (0.0,)), seed)
     extra = {'verdicts': tuple(verdicts), 'principle': row['principle']}
-    return Record(number, asked, verdicts[not yes], extra), key
+    told = dict(template=fields.template(row), where=where)
+    return Record(number, asked, verdicts[not yes], extra, **told), key
 
   found = questions.read(path, record)
   if not 0 < test_size < len(found) or len(verdicts) != 2:
@@ -63,7 +65,7 @@ def principles(
   train = [r for (r, _), out in zip(found, held) if not out]
   test = test[:limit] if limit else test
   report = [f'{len(train)} verdicts to train on, {len(test)} held out.']
-  draw = questions.cycle(train, seed)
+  draw = Cycle(train, seed)
   return Task('principles', draw, tuple(test), check, digest.hexdigest(), report)
 
 

@@ -1,6 +1,5 @@
 """Questions and their answers from two tables, as GSM8K has them."""
 
-import functools
 import hashlib
 import json
 import re
@@ -11,14 +10,14 @@ import numpy as np
 
 from jaxrl_llm import build
 from jaxrl_llm.data import contamination as overlap
-from jaxrl_llm.data import kinds
+from jaxrl_llm.data import fields, kinds
 from jaxrl_llm.data.tables import located, open_table
 from jaxrl_llm.rewards import extract as extraction
 from jaxrl_llm.rewards import numbers
 from jaxrl_llm.rewards.numeric import gold
 from jaxrl_llm.rewards.sample import Batched, Sample
 from jaxrl_llm.tasks import records
-from jaxrl_llm.tasks.records import Record, Task
+from jaxrl_llm.tasks.records import Cycle, Record, Task
 from jaxrl_llm.types import InputError
 
 
@@ -36,6 +35,7 @@ def questions(
   contamination: int = 0,
   verify: str = '',
   keep: Sequence[str] = (),
+  long_prompt: str = 'error',
 ) -> Task:
   """A row has a question and its numeric answer, or text that ends in '#### number'.
 
@@ -46,7 +46,8 @@ def questions(
   Args:
     train_path, test_path: see tables.open_table.
     question, answer: the fields that hold them. A question is a string or messages, to
-      which `system` and `suffix` are not added.
+      which `system` and `suffix` are not added. `tools` and `chat_template_kwargs` go
+      to the policy's chat template; judges and reward models read the messages alone.
     extract: where the answer stands in a completion, a name of rewards/extract.py.
     limit: test questions to use at most, the first ones; 0 is all.
     contamination: reports training questions that share this many words in a row with
@@ -57,6 +58,8 @@ def questions(
     answer='' is of prompts alone: without `verify` the run's own rewards are what is
       measured on held-out ones.
     keep: further fields, for `verify` to find in the record's extra.
+    long_prompt: 'error', or 'drop': questions over config.source.max_prompt are left
+      out, and the run says how many.
 
   Raises:
     InputError: names the file and line of what cannot be read.
@@ -66,7 +69,7 @@ def questions(
   check = check if answer or verify else None
   read_gold = reference_answer if verify else gold
 
-  def record(row: dict[str, Any], number: int) -> Record:
+  def record(row: dict[str, Any], number: int, where: str) -> Record:
     digest.update(json.dumps(row, sort_keys=True, default=str).encode())
     reference = field(row, answer) if answer else ''
     asked = messages(row, question, system, suffix)
@@ -75,19 +78,18 @@ def questions(
     extra = kept | {'reference': reference}
     known = numbers.parse(right) is not None  # What else says an answer is not known.
     hints = {'solution': worked(reference, right)} if known else {}
-    return Record(number, asked, right, extra, hints)
+    return Record(number, asked, right, extra, hints, fields.template(row), where)
 
-  test = read(test_path, record)
-  test = test[:limit] if limit else test
+  test = read(test_path, record)[: limit or None]
   train, left_out = apart(read(train_path, record), test)
   if not train:
     raise InputError(
       f'{train_path}: every question is also in {test_path}; give other questions.'
     )
   report = told(train, test, left_out, contamination)
-  return Task(
-    'questions', cycle(train, seed), tuple(test), check, digest.hexdigest(), report
-  )
+  cycle, read_all = Cycle(train, seed), digest.hexdigest()
+  task = Task('questions', cycle, tuple(test), check, read_all, report)
+  return task._replace(long_prompt=long_prompt)
 
 
 def messages(row: dict[str, Any], name: str, system: str, suffix: str) -> list[dict]:
@@ -141,30 +143,17 @@ def worked(reference: str, answer: str, count: int = 4) -> list[str]:
   return [' '.join(part) for part in parts if len(part)]
 
 
-def read(path: str, convert) -> list[Record]:
-  """Every row of a table as a record."""
+def read(path: str, convert) -> list[Any]:
+  """`convert(row, number, file and line)` of every row of a table."""
   table, found = open_table(path), []
   for i in range(len(table)):
     row = table[i]
-    with located(table.where(i)):
-      found.append(convert(row, i))
+    where = table.where(i)
+    with located(where):
+      found.append(convert(row, i, where))
   if not found:
     raise InputError(f'{path}: no line holds anything; give at least one question.')
   return found
-
-
-def cycle(train: list[Record], seed: int):
-  """Index -> record: all of them in each pass, in an order of that pass's own."""
-
-  @functools.lru_cache(maxsize=2)
-  def order(epoch: int) -> np.ndarray:
-    return np.random.default_rng((seed, epoch)).permutation(len(train))
-
-  def record(index: int) -> Record:
-    epoch, at = divmod(int(index), len(train))
-    return train[order(epoch)[at]]
-
-  return record
 
 
 def field(row: dict[str, Any], name: str) -> str:

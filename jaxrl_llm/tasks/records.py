@@ -1,10 +1,13 @@
 """What a task is: questions to train on, questions held out, and a checker."""
 
+import functools
 import json
 import random
 import zlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from jaxrl_llm.types import InputError
 
@@ -17,6 +20,8 @@ class Record(NamedTuple):
   answer: str
   extra: dict[str, Any]  # Whatever else the checker reads.
   hints: dict[str, list[str]] = {}  # By category (scaffold.py), the least help first.
+  template: dict[str, Any] = {}  # What the chat template reads beside the messages.
+  where: str = ''  # File and line, for messages.
 
 
 class Env(NamedTuple):
@@ -47,6 +52,7 @@ class Task(NamedTuple):
   digest: str = ''  # Of every row that was read; a resumed run must find the same.
   report: Sequence[str] = ()  # Lines to say before training.
   env: Env | None = None  # Where an answer takes several turns (episodes.py).
+  long_prompt: str = 'error'  # Of a table (asked.py), or 'drop'.
 
 
 Draw = Callable[[random.Random, int], Record]  # (randomness, id) -> record.
@@ -74,8 +80,22 @@ def question(record: Record) -> str:
 
 
 def identity(record: Record) -> str:
-  """What tells two questions apart: the whole conversation."""
-  return json.dumps(record.messages, sort_keys=True, default=str)
+  """What tells two questions apart: the whole conversation, and its tools."""
+  told = [record.messages, record.template] if record.template else record.messages
+  return json.dumps(told, sort_keys=True, default=str)
+
+
+class Cycle:
+  """Index to record: all of a table in each pass, in an order of that pass's own."""
+
+  def __init__(self, rows: Sequence[Record], seed: int):
+    self.rows, self.seed = rows, seed
+    draw = lambda epoch: np.random.default_rng((seed, epoch)).permutation(len(rows))
+    self.order = functools.lru_cache(maxsize=2)(draw)
+
+  def __call__(self, index: int) -> Record:
+    epoch, at = divmod(int(index), len(self.rows))
+    return self.rows[self.order(epoch)[at]]
 
 
 def held_out(
