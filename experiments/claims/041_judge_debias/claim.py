@@ -7,7 +7,7 @@ from jaxrl_llm.rewards.judge_pairs import judge_pairs
 from jaxrl_llm.rewards.sample import Sample
 from jaxrl_llm.tasks.records import Record
 
-METHODS = ('judge_pairs',)
+METHODS = ('judge_pairs orders=mean',)
 METRICS = ('agreement', 'strict', 'lean', 'longer', 'right but shorter')
 SEEDS, PAIRS, REPLIES = 12, 400, (2, 6, 20)
 PLACE, LENGTH = 1.0, 0.5  # Biases in log odds.
