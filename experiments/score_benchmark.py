@@ -6,21 +6,26 @@ r"""Scores a reward on a benchmark of reward models, by the benchmark's own rule
 (length alone), 'likelihood(model="smollm2")', 'judge(by=...)'. `judge_pairs(by=...)` is
 asked about pairs, in both orders. On the benchmark principles,
 'learned(run=..., principle="@principle")' is asked about each item's own. PATH is
-a published file, or a table with its fields.
+a published file, or a table with its fields. With --progress=FILE the scores are kept
+as they come, and the same command goes on where it was cut off.
 """
 
 import argparse
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 
-from jaxrl_llm import build, command
+from jaxrl_llm import build, command, log
+from jaxrl_llm.data.reshape import digest
 from jaxrl_llm.evaluate import benchmarks, calibration
 from jaxrl_llm.rewards import combine
 from jaxrl_llm.rewards.sample import Batched, Sample
 from jaxrl_llm.tasks import records
 from jaxrl_llm.types import InputError
+
+BLOCK = 16  # Items between two writes of --progress.
 
 
 def main(argv: list[str]) -> None:
@@ -29,6 +34,7 @@ def main(argv: list[str]) -> None:
   parser.add_argument('path')
   parser.add_argument('--by', default='characters')
   parser.add_argument('--limit', type=int, default=0, help='items; 0 is all')
+  parser.add_argument('--progress', default='', help='a .jsonl file of scores so far')
   parser.add_argument('--out', default='', help='a file for the result as JSON')
   args = parser.parse_args(argv)
   items = benchmarks.load(args.benchmark, args.path)
@@ -36,13 +42,36 @@ def main(argv: list[str]) -> None:
   options = build.spelled(args.by, '--by')
   judge = build.made('jaxrl_llm.rewards', options, '--by')
   pairs = options['name'] == 'judge_pairs'
-  scores = by_pairs(judge, items) if pairs else by_reward(judge, items)
+  score = lambda some: by_pairs(judge, some) if pairs else by_reward(judge, some)
+  path = Path(args.progress) if args.progress else None
+  scores = remembered(score, items, args.by, path) if path else score(items)
   table = benchmarks.BENCHMARKS[args.benchmark].table(items, scores)
   report = table if pairs else table | about(items, scores)
   print(markdown(report, f'{args.benchmark}, {args.by}'))
   if args.out:
     with open(args.out, 'w') as file:
       json.dump({'by': args.by, 'items': len(items), 'table': report}, file, indent=2)
+
+
+def remembered(score, items, by: str, path: Path) -> list[np.ndarray]:
+  """The score of each response, item by item; what the file has is not asked again.
+
+  Args:
+    by: the reward as it is spelled; the scores of another one do not count.
+  """
+  rows = log.read_lines(path)
+  if path.exists():  # A last line cut short by a kill would spoil the next.
+    log.write_lines(path, rows)
+  known = {row['key']: row['scores'] for row in rows}
+  key = lambda item: digest([by, item.prompt, item.responses, item.extra])
+  new = [item for item in items if key(item) not in known]
+  for start in range(0, len(new), BLOCK):
+    block = new[start : start + BLOCK]
+    for item, found in zip(block, score(block), strict=True):
+      known[key(item)] = found.tolist()
+      log.append(path, {'key': key(item), 'scores': found.tolist()})
+    print(f'{len(items) - len(new) + start + len(block)} of {len(items)}', flush=True)
+  return [np.array(known[key(item)]) for item in items]
 
 
 def samples(items) -> list[Sample]:

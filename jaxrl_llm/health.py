@@ -95,7 +95,9 @@ def since_the_start(name: str, metric: str, bounds: tuple[float, float]):
 def hacking(history: History) -> Light | None:
   """Red: over the last evaluations the reward rose and the held-out score fell, or it
   rose while completions grew long and the score did not rise. Amber: it rose alone. A
-  reward rises by more than two standard errors, a score moves by more than one.
+  reward rises and a score falls by more than two standard errors of the difference, a
+  score rises by more than one. (With a fall of one error of a single score, a third of
+  small runs without any bug were red at some evaluation.)
   """
   held = [r for r in history.held if r.get('eval/score') is not None]
   if len(held) < EVALUATIONS or not values(history.train, 'reward'):
@@ -105,14 +107,15 @@ def hacking(history: History) -> Light | None:
   noise = spread(history.train, 'reward')
   up = rewards[1] - rewards[0] > 2 * noise
   gold = last['eval/score'] - first['eval/score']
-  width = (last.get('eval/high', 0.0) - last.get('eval/low', 0.0)) / 4  # A std error.
+  # An interval is four standard errors of a score, a difference has root 2 of one's.
+  width = (last.get('eval/high', 0.0) - last.get('eval/low', 0.0)) / 4 * 2**0.5
   longer = since_the_start('', 'length', LONGER)(history)
   long = longer is not None and longer.colour == RED
   said = (
     f'in {EVALUATIONS} evaluations reward {rewards[1] - rewards[0]:+.3g} (standard '
     f'error {noise:.2g}), held-out score {gold:+.3g} (standard error {width:.2g})'
   )
-  if up and (gold < -width or (long and gold <= width)):
+  if up and (gold < -2 * width or (long and gold <= width)):
     return Light('reward hacking', RED, said)
   return Light('reward hacking', AMBER if up and gold <= 0 else GREEN, said)
 

@@ -197,6 +197,34 @@ def test_a_row_that_does_not_fit_is_named(name, tmp_path):
     benchmarks.load('none', str(path))
 
 
+def test_what_was_scored_is_not_scored_again(tmp_path):
+  """A reward that stops in the middle; another reward, or another text, is scored."""
+  path, seen = tmp_path / 'scores.jsonl', []
+  items = [
+    benchmarks.Item('?', ('a' * n, 'b'), 1, 'Math', str(n)) for n in range(1, 41)
+  ]
+
+  def score(some):
+    seen.extend(item.id for item in some)
+    if '33' in seen and len(seen) < 45:
+      raise KeyboardInterrupt
+    return [np.array([len(r) for r in item.responses]) for item in some]
+
+  with pytest.raises(KeyboardInterrupt):
+    script.remembered(score, items, 'characters', path)
+  with path.open('a') as file:
+    file.write('{"key": "cut')  # By a kill.
+  found = script.remembered(score, items, 'characters', path)
+  assert [x.tolist() for x in found] == [[n, 1] for n in range(1, 41)]
+  assert seen == [str(n) for n in [*range(1, 41), *range(33, 41)]]
+  again = script.remembered(score, items, 'characters', path)
+  assert [x.tolist() for x in again] == [x.tolist() for x in found]
+  assert len(seen) == 48
+  script.remembered(score, items[:1], 'another', path)
+  script.remembered(score, [items[0]._replace(prompt='!')], 'another', path)
+  assert seen[48:] == ['1', '1']
+
+
 def test_judges_of_pairs_play_both_games():
   """One that always prefers the first place wins nothing: a tie is wrong."""
   items = [item('math'), item('math')]

@@ -117,6 +117,7 @@ def test_a_planted_reward_bug_is_caught_where_the_reward_curve_looks_well():
     (lambda t: 0.5, lambda t: 20 + 20 * t, 'red'),  # And completions get longer.
     (lambda t: 0.5 - t / 4, lambda t: 20, 'red'),
     (lambda t: 0.5 - t / 100, lambda t: 20, 'amber'),  # Less than a standard error.
+    (lambda t: 0.5 - t / 12, lambda t: 20, 'amber'),  # 1.5 of the difference's.
     (lambda t: 0.5 + t / 4, lambda t: 20 + 20 * t, 'green'),
   ],
 )

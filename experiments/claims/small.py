@@ -208,6 +208,7 @@ def run(
   steps: int = 200,
   every: int = 20,
   measure=lambda state, key: {},
+  log: Callable[[Batch, dict], dict] | None = None,
   salt: int = 0,
   **plan,
 ) -> tuple[dict, list[list[dict]]]:
@@ -217,6 +218,8 @@ def run(
     net: or a forward pass of another world (tables.py).
     draw: see Draw; its key is of the seed and the step, the same for every arm.
     measure: (state, key) -> numbers, before and after every so many steps.
+    log: (batch, metrics) -> numbers of each step; a record has those since the last one
+      as `log`, lists by name.
     salt: sets one stage's draws apart from another's.
     plan: of make_update_step.
   """
@@ -241,15 +244,17 @@ def run(
   def one(state, _):
     batch, took = draw(state, jax.random.fold_in(state.key, state.step))
     state, metrics = update(state, batch)
-    return state, took | {'skipped': metrics['skipped']}
+    logged = log(batch, metrics) if log else {}
+    return state, (took | {'skipped': metrics['skipped']}, logged)
 
   look = jax.jit(jax.vmap(lambda s: measure(s, jax.random.fold_in(s.key, 10**6))))
   go = jax.jit(jax.vmap(lambda s: jax.lax.scan(one, s, length=every)))
   states = jax.vmap(begin)(jnp.arange(seeds), params, frozen or {})
   total, curves = {'rollouts': 0.0, 'tokens': 0.0}, [[] for _ in range(seeds)]
   for step in range(0, steps + 1, every):
+    logged = {}
     if step:
-      states, took = go(states)
+      states, (took, logged) = go(states)
       total = {k: x + np.asarray(took[k]).sum(-1) for k, x in total.items()}
       if np.asarray(took['skipped']).any():
         raise FloatingPointError('A gradient was not finite.')
@@ -257,6 +262,8 @@ def run(
     for i, records in enumerate(curves):
       each = {k: float(np.broadcast_to(x, seeds)[i]) for k, x in (total | seen).items()}
       records.append({'step': step} | each)
+      if log:
+        records[-1]['log'] = {k: np.asarray(x)[i].tolist() for k, x in logged.items()}
   return states.params, curves
 
 

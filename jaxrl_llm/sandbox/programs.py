@@ -18,7 +18,8 @@ import secrets
 import select
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from jaxrl_llm.sandbox import inside, levels
@@ -28,6 +29,7 @@ SLACK = (
   1e-6  # Relative error of a float that is due; other values are compared exactly.
 )
 CALLS = 10_000  # Calls of one test.
+EMPTY = MappingProxyType({})
 
 
 class Grade(NamedTuple):
@@ -140,19 +142,7 @@ def started(
 ) -> Iterator[Child]:
   """A process that has its job. Nothing of it is left afterwards."""
   nonce = secrets.token_hex(16)
-  process = subprocess.Popen(
-    levels.LEVELS[level](limits),
-    stdin=subprocess.PIPE,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.DEVNULL,
-    env={},
-    cwd='/',
-    start_new_session=True,
-    bufsize=0,
-    **levels.user(level),
-  )
-  for pipe in (process.stdin, process.stdout):
-    os.set_blocking(pipe.fileno(), False)
+  process = spawned(levels.LEVELS[level](limits), levels.user(level))
   child = Child(process, nonce, time.monotonic() + limits.seconds, limits.answer)
   job = dict(role=role, name=name, source=source, limits=limits._asdict())
   try:
@@ -160,6 +150,24 @@ def started(
     yield child
   finally:
     ended(process)
+
+
+def spawned(command: list[str], user: Mapping = EMPTY) -> subprocess.Popen:
+  """A process in an empty environment, with pipes that never block."""
+  process = subprocess.Popen(
+    command,
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.DEVNULL,
+    env={},
+    cwd='/',
+    start_new_session=True,
+    bufsize=0,
+    **user,
+  )
+  for pipe in (process.stdin, process.stdout):
+    os.set_blocking(pipe.fileno(), False)
+  return process
 
 
 def ended(process: subprocess.Popen) -> None:
