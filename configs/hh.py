@@ -8,8 +8,10 @@ it as labels:
   python experiments/reshape.py transcripts FILE PAIRS.jsonl
   python experiments/reshape.py labels PAIRS.jsonl LABELS.jsonl
 
-LoRA on SmolLM2-135M-Instruct, two CPU cores; the README's table of real data has dpo's
-result and time, of the others none is recorded yet. One learning rate for all. kto's
+LoRA on SmolLM2-135M-Instruct. Of 441 held-out pairs of harmless-base's test file dpo
+preferred the chosen completion in 61.9 % [57.3, 66.3], after 53 minutes of processor
+time, which are 27 of two CPU cores, two fifths of it to score what is held out and
+the reference; of the others nothing is recorded yet. One learning rate for all. kto's
 baseline is that of the batch: the mismatched rows of the paper (baseline=mismatched,
 cache_reference=False) take twice the time. A larger model on a pod:
 --config.model.name=meta-llama/Llama-3.2-1B-Instruct --config.model.dtype=bfloat16
