@@ -506,6 +506,16 @@ def test_kto_holds_its_baseline_fixed():
   assert abs(update(none)[1]['loss'] - update(m)[1]['loss']) > 1e-3
 
 
+@pytest.mark.parametrize('name', ['kto', 'bco'])
+def test_a_reward_of_0_is_undesirable(name):
+  """As a checker says it of a fresh answer, where data say -1."""
+  m = method(name, **({'baseline': 'batch'} if name == 'kto' else {}))
+  rho = jnp.array([[0.3], [-0.2], [0.5]])
+  of = lambda bad: slopes(m, rho, reward=jnp.array([[1.0], [bad], [bad]]))
+  close(of(0.0), of(-1.0))
+  assert (of(0.0)[1:] > 0).all()
+
+
 def with_z0(batch, z0):
   return batch.replace(extra=batch.extra | {'z0': jnp.full(len(batch.reward), z0)})
 
