@@ -153,6 +153,10 @@ def refreshing(config, method: Method) -> Method:
   """The method with the reference moved, where config.plan.refresh says so."""
   u = config.plan
   if not (every := u.get('refresh', 0)):
+    if (share := u.get('refresh_share', 1.0)) != 1:
+      raise InputError(
+        f'config.plan.refresh_share={share!r} is of config.plan.refresh; set that.'
+      )
     return method
   if (
     initial.lora(config.model)
@@ -274,6 +278,12 @@ def roles(config, method: Method) -> dict[str, set[str]]:
 
 def other_models(config, model, frozen) -> dict[str, pretrained.Pretrained]:
   """The models of frozen roles that are not the policy at its birth."""
+  for role in ('ref', 'dpo', 'teacher'):
+    if config.model.get(role) and role not in frozen:
+      raise InputError(
+        f'config.model.{role}={config.model[role]!r}: {config.method.name} with these '
+        'options reads no such model. Unset it.'
+      )
   found, born = {}, {r for r in initial.BORN if not config.model.get(r)}
   for role in sorted(frozen - born):
     if not (name := config.model.get(role)):

@@ -15,10 +15,19 @@ from absl import flags
 from ml_collections import config_dict
 
 from configs import toy
-from jaxrl_llm import asking, build, checkpoint, ranges, sections, selection, train
+from jaxrl_llm import (
+  asking,
+  assemble,
+  build,
+  checkpoint,
+  ranges,
+  sections,
+  selection,
+  train,
+)
 from jaxrl_llm import methods as methods_package
 from jaxrl_llm.models import config_json, pretrained, weights
-from jaxrl_llm.ops import sequences
+from jaxrl_llm.ops import links, sequences
 from jaxrl_llm.types import InputError
 
 spec = importlib.util.spec_from_file_location(
@@ -358,6 +367,9 @@ def test_numbers_in_their_ranges():
   methods = [m.name for m in pkgutil.iter_modules(methods_package.__path__)]
   for name in ranges.OF:
     own, _, key = name.rpartition('.')
+    if own and own not in methods:  # What an option names.
+      assert key in build.signature(getattr(links, own))
+      continue
     found = [own] if own else methods
     assert any(key in build.defaults(m) for m in found), name
 
@@ -379,6 +391,20 @@ def test_a_band_of_covariances_the_wrong_way_round():
     selection.with_clip_cov(build.method('grpo'), share=0.1, low=5.0, high=1.0)
   with pytest.raises(InputError, match=r'kl_cov=-1\.0'):
     selection.with_kl_cov(build.method('grpo'), share=-1.0, coef=0.1)
+
+
+def test_a_model_that_nobody_reads():
+  """Else a run would say that it was held to it, and was not."""
+  for name, role in (('simpo', 'ref'), ('tr_dpo', 'ref'), ('dpo', 'teacher')):
+    c = runs.config(name, model={role: 'nowhere'})
+    frozen = assemble.roles(c, assemble.make_method(c))['frozen']
+    with pytest.raises(InputError, match=rf'{role}=.nowhere.: {name} .*reads no'):
+      assemble.other_models(c, None, frozen)
+
+
+def test_a_share_of_no_refresh():
+  with pytest.raises(InputError, match=r'refresh_share=0\.5'):
+    assemble.make_method(runs.config('dpo', plan=dict(refresh_share=0.5)))
 
 
 def test_pairs_of_eight_say_what_to_set():

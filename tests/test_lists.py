@@ -510,6 +510,30 @@ def test_dpo_learns_from_fresh_pairs():
   assert int(state.applied) == 1
 
 
+@pytest.mark.parametrize(
+  ('method', 'source', 'words'),
+  [
+    ('dpo', dict(pair=''), "dpo: .* come in no order. .*pair='best_worst'"),
+    ('exo', dict(pair=''), 'exo: .* come in no order'),
+    ('nash_md', dict(pair='best_worst'), "the opponent's"),
+    ('grpo', dict(pair='', margin=0.5), r'source\.margin=0\.5'),
+  ],
+)
+def test_an_order_that_the_method_would_misread(method, source, words):
+  """Else the first that was drawn would be the chosen one, whatever its reward."""
+  with pytest.raises(InputError, match=words):
+    pairing.check_method({'name': method}, source)
+  pairing.check_method({'name': 'exo', 'temperature': 0.5}, {'pair': ''})
+
+
+def test_fresh_pairs_are_put_in_order():
+  c = online.get_config('dpo')
+  c.source.update(group=2, pair='')
+  c.task.test_size, c.mesh.fsdp = 8, 1
+  with pytest.raises(InputError, match='come in no order'):
+    assemble.assemble(c)
+
+
 def test_pairs_to_keep_by_hand():
   """Texts that ended, each once; SPIN's are the task's answer and another text."""
   asked = [Record(i, chat(f'q{i}'), 'right', {}) for i in range(3)]
