@@ -24,7 +24,7 @@ from configs import online
 from jaxrl_llm import assemble, build, collect, log, pairing
 from jaxrl_llm.data import kinds, reshape
 from jaxrl_llm.ops import preferences, weights
-from jaxrl_llm.rewards.margins import margins
+from jaxrl_llm.rewards.margins import margins, sample
 from jaxrl_llm.rewards.sample import Batched
 from jaxrl_llm.sources import Drawn
 from jaxrl_llm.step import clean, weigh
@@ -612,19 +612,19 @@ def test_equal_and_contradicting_rows():
   rows = [pair('a', 'b'), pair('a', 'b'), pair('b', 'a'), pair('a', 'b', 'other')]
   assert list(reshape.deduplicated(rows)) == [rows[0], *rows[2:]]
   assert list(reshape.consistent(rows)) == [rows[3]]
-  assert reshape.flip_rate(rows) == 0.75
+  assert list(reshape.flip_rate(rows)) == [{'pairs': 4, 'flip_rate': 0.75}]
 
 
 def test_agreement_by_hand():
   """Of four that both have, three the same; Wilson's interval of 3 / 4."""
   one = [pair('a', 'b', str(i)) for i in range(5)]
   other = [*one[:3], pair('b', 'a', '3'), pair('a', 'c', '4')]
-  found = reshape.agreement(one, other)
+  (found,) = reshape.agreement(one, others=other)
   assert (found['pairs'], found['agreement']) == (4, 0.75)
   assert found['low'] == pytest.approx(0.3006, abs=1e-3)
   assert found['high'] == pytest.approx(0.9544, abs=1e-3)
   with pytest.raises(InputError, match='in common'):
-    reshape.agreement(one[:1], other[1:])
+    list(reshape.agreement(one[:1], others=other[1:]))
 
 
 def test_known_noise():
@@ -662,6 +662,19 @@ def test_answers_made_worse():
     assert 1 <= sum(differ) <= 2
   with pytest.raises(InputError, match="how='blur'"):
     list(reshape.corrupted(rows, how='blur'))
+
+
+def test_messages_made_worse():
+  """As transcripts has them, hh-rlhf's."""
+  said = lambda text: [{'role': 'assistant', 'content': text}]
+  row = pair(said('one 2'), said('old'), [{'role': 'user', 'content': 'q'}])
+  (made,) = reshape.corrupted([row], how='digits')
+  assert (made['prompt'], made['chosen']) == (row['prompt'], row['chosen'])
+  assert made['rejected'][0]['role'] == 'assistant'
+  assert re.fullmatch('one [013-9]', made['rejected'][0]['content'])
+  assert sample(0, row, 'chosen').completion == 'one 2'
+  with pytest.raises(InputError, match="'chosen' has 2 messages"):
+    sample(0, row | {'chosen': 2 * said('x')}, 'chosen')
 
 
 def test_easy_and_hard_pairs():
@@ -704,3 +717,16 @@ def test_a_table_is_reshaped_by_a_script(tmp_path):
     run('pairs')
   with pytest.raises(InputError, match="Did you mean 'pairs'"):
     script('reshape').main(['pair', str(table), str(tmp_path / 'none')])
+
+
+def test_a_script_says_how_far_tables_agree(tmp_path):
+  paths = [tmp_path / f'{name}.jsonl' for name in 'abcd']
+  log.write_lines(paths[0], [pair('a', 'b'), pair('b', 'a'), pair('a', 'b', 'other')])
+  log.write_lines(paths[1], [pair('a', 'b', 'other')])
+  run = lambda call, out: script('reshape').main([call, str(paths[0]), str(out)])
+  run(f'agreement(others="{paths[1]}")', paths[2])
+  assert log.read_lines(paths[2])[0]['agreement'] == 1.0
+  run('flip_rate', paths[3])
+  assert log.read_lines(paths[3]) == [{'pairs': 3, 'flip_rate': pytest.approx(2 / 3)}]
+  with pytest.raises(InputError, match=r'write agreement\(others=...\)'):
+    run('agreement', tmp_path / 'none')

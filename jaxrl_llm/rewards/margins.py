@@ -7,7 +7,7 @@ python experiments/reshape.py "jaxrl_llm.rewards.margins.margins(
 from collections.abc import Iterable, Iterator
 
 from jaxrl_llm import build
-from jaxrl_llm.data import kinds
+from jaxrl_llm.data import kinds, reshape
 from jaxrl_llm.rewards.sample import Batched, Sample
 from jaxrl_llm.tasks import records
 from jaxrl_llm.types import InputError
@@ -35,6 +35,8 @@ def margins(rows: Iterable[dict], *, by: dict) -> Iterator[dict]:
 
 def sample(number: int, row: dict, side: str) -> Sample:
   """One answer of a pair as a reward sees it."""
-  prompt, text = kinds.prompt(row), kinds.text(row, side)
+  prompt, said = kinds.prompt(row), kinds.said(row, side)
+  if isinstance(said, list) and len(said) > 1:
+    raise InputError(f'{side!r} has {len(said)} messages; one answer is scored.')
   record = records.Record(number, kinds.conversation(prompt), '', {})
-  return Sample(records.question(record), text, 0, False, record)
+  return Sample(records.question(record), reshape.spoken(said), 0, False, record)
