@@ -360,6 +360,7 @@ def make_tell(config, task, reward: combine.Scorer) -> beside.Tell:
   if config.source.get('anchor'):
     told.append(beside.anchor(reward))
   if judge := config.get('judge'):
+    beside.check_judge(config.method.name)
     options = judge.to_dict()
     both = options.pop('both_orders', False)
     told.append(beside.duels(judging(options, task, 'config.judge'), both=both))

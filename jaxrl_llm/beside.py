@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxrl_llm.rewards import combine
 from jaxrl_llm.rewards.sample import Batched, Sample
+from jaxrl_llm.types import InputError
 
 
 class Told(NamedTuple):
@@ -24,8 +25,21 @@ class Told(NamedTuple):
 
 # Samples and (B, G) to what is told of them.
 Tell = Callable[[Sequence[Sample], tuple[int, int]], Told]
-# Above 0 where the first is better; a Batched one sees all pairs at once.
+# From -1 to 1, above 0 where the first is better; a Batched one sees all pairs at once.
 Judge = Callable[[Sample, Sample], float] | Batched
+
+
+# Methods that read verdicts on pairs.
+DUELLING = ('think_rm_pairwise', 'nash_md', 'online_ipo', 'inpo', 'sppo')
+
+
+def check_judge(method: str) -> None:
+  """Refuses a judge whose verdicts a method of this package does not read."""
+  if '.' not in method and method not in DUELLING:
+    raise InputError(
+      f'config.judge: {method} reads no verdicts on pairs; {DUELLING} do. Unset it, or '
+      "make a judge a reward: dict(name='judge', by=...)."
+    )
 
 
 def together(parts: Sequence[Tell]) -> Tell:

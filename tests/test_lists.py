@@ -324,9 +324,14 @@ def test_spin_rests_at_the_data():
 
 def test_the_chance_against_a_group_by_hand():
   # Scores 0, log 3, not valid: sigmoid(log 3) = 3/4; with itself (1/2 + 3/4) / 2.
-  reward, valid = row(0, np.log(3), 9), row(1, 1, 0)
-  judge = preferences.bradley_terry
-  close(preferences.against_group(judge, reward, valid), row(0.375, 0.625, 0))
+  batch = clean(toy.batch(0, g=3)).replace(
+    reward=row(0, np.log(3), 9), valid=row(1, 1, 0)
+  )
+  of = lambda b: preferences.against_group(preferences.bradley_terry, b)
+  close(of(batch), row(0.375, 0.625, 0))
+  # A judge of texts says that the first always wins: (1/2 + 1) / 2.
+  duel = jnp.array([[[0.0, 1, 1], [-1, 0, 1], [-1, -1, 0]]])
+  close(of(batch.replace(extra={'duel': duel})), row(0.75, 0.25, 0))
 
 
 def test_sppo_by_hand():
