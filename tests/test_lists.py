@@ -698,6 +698,16 @@ def by_length():
   return Batched(lambda samples: [float(len(s.completion)) for s in samples])
 
 
+def test_the_row_that_has_no_margin_is_named(tmp_path):
+  table = tmp_path / 'in.jsonl'
+  log.write_lines(
+    table, [pair('a', 'b'), {'prompt': 'q', 'chosen': 'x'}, pair('c', 'd')]
+  )
+  call = "jaxrl_llm.rewards.margins.margins(by={'name': 'test_lists.by_length'})"
+  with pytest.raises(InputError, match="line 2: 'rejected' is missing"):
+    script('reshape').main([call, str(table), str(tmp_path / 'out')])
+
+
 def test_a_reward_says_the_margins():
   rows = [pair('abc', 'd'), pair('e', 'fg') | {'prompt': chat('q')}]
   found = list(margins(rows, by={'name': 'test_lists.by_length'}))
@@ -733,5 +743,8 @@ def test_a_script_says_how_far_tables_agree(tmp_path):
   assert log.read_lines(paths[2])[0]['agreement'] == 1.0
   run('flip_rate', paths[3])
   assert log.read_lines(paths[3]) == [{'pairs': 3, 'flip_rate': pytest.approx(2 / 3)}]
+  paths[2].write_bytes(b'{"prompt": "\xff"}')
+  with pytest.raises(InputError, match=r'^[^ ]*c\.jsonl, line 1: not UTF-8'):
+    script('reshape').main(['flip_rate', str(paths[2]), str(tmp_path / 'none')])
   with pytest.raises(InputError, match=r'write agreement\(others=...\)'):
     run('agreement', tmp_path / 'none')

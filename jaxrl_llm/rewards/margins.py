@@ -24,12 +24,10 @@ def margins(rows: Iterable[dict], *, by: dict) -> Iterator[dict]:
     raise InputError(
       f'margins: by={by!r} scores single answers; name learned or judge.'
     )
-  rows = list(rows)
-  better, worse = (
-    reward.score([sample(i, row, side) for i, row in enumerate(rows)])
-    for side in ('chosen', 'rejected')
-  )
-  for row, one, other in zip(rows, better, worse):
+  told = lambda i, row: (row, *(sample(i, row, side) for side in reshape.SIDES))
+  found = [told(i, row) for i, row in enumerate(rows)]  # In turn: an error is of a row.
+  better, worse = (reward.score([x[side] for x in found]) for side in (1, 2))
+  for (row, *_), one, other in zip(found, better, worse):
     yield row | {'margin': float(one) - float(other)}
 
 
