@@ -21,6 +21,11 @@
   for the second agent, which explores.
 - gshf_hybrid: stored pairs first, and fresh ones beside them.
 - spin: two rounds of the task's answers against the policy's own (methods/spin.py).
+- self_rewarding: as iterative_dpo, each round's pairs by the policy's own grades of its
+  answers, three of each from 0 to 5, and its reference the round before (2024,
+  https://arxiv.org/abs/2401.10020; there fine-tuning teaches to grade too, and each
+  round has new prompts). It takes a model that can grade, which tiny cannot:
+  --config.stages.sft.model.name=FOLDER, with data and task of its own.
 - accelerated: as iterative_dpo, each round from a step beyond the last one, which is
   its reference too. Experimental (models/merging.py: extrapolate).
 - mpo: pairs of the SFT model, split by how far a reward model sets them apart; DPO on
@@ -33,8 +38,9 @@
 - rlmt: think, then answer; a reward model sees the answer alone (2025,
   https://arxiv.org/abs/2509.20357).
 
-Each takes two to four minutes on two CPU cores. The letters stand in for data and
-tasks: --config.stages.sft.model.name=smollm2, and data and task of its own, per stage.
+Each but self_rewarding takes two to four minutes on two CPU cores. The letters stand in
+for data and tasks: --config.stages.sft.model.name=smollm2, and data and task of its
+own, per stage.
 A stage is left out with --config.order="('sft','ppo')".
 """
 
@@ -113,6 +119,17 @@ def iterative_dpo() -> dict:
   stages = rounds('dpo', 'best_worst')
   for i in (1, 2):
     stages[f'dpo_{i}'].model.ref = 'stage:sft/model'
+  return stages
+
+
+def self_rewarding() -> dict:
+  stages = rounds('dpo', 'best_worst')
+  for i, before in ((1, 'sft'), (2, 'dpo_1')):
+    c = stages[f'pairs_{i}']
+    c.source.update(group=4, temperature=0.7, top_p=0.9)
+    by = dict(name='local', model=f'stage:{before}/model', temperature=0.7)
+    grade = dict(name='judge', by=by, low=0, high=5, votes=3, weight=1.0)
+    c.rewards = config_dict.ConfigDict(dict(grade=grade))
   return stages
 
 
@@ -240,7 +257,7 @@ def rlbff() -> dict:
   return dict(sft=sft, generative=genrm, policy=policy)
 
 
-ALL = (instruct_gpt, rto, salsa, iterative_dpo, spin, accelerated)
+ALL = (instruct_gpt, rto, salsa, iterative_dpo, self_rewarding, spin, accelerated)
 ALL += (gshf_offline, gshf_online, gshf_hybrid, mpo)
 RECIPES = {f.__name__: f for f in (*ALL, deepseek_r1, cascade, rlmt, rlbff)}
 

@@ -90,6 +90,7 @@ def fed(config, model, mesh, task, source, score, extra) -> Feed:
   """Source and held-out score of a policy as a feed, with the demonstrations of
   config.pretrain as a second stream, if there are any.
   """
+  pairing.check_method(config.method, config.source)
   found = examples.Data((), (), task.digest, task.report)
   evaluate = lambda state: score(forward.policy(state))
   feed = Feed(source, evaluate, found, extra=extra)
@@ -187,11 +188,11 @@ def grown(s, decoder, sampler, place):
 
 def against(ask: sources.Ask, decoder, s) -> sources.Ask:
   """`ask` with the mixture for an opponent, and the parameters of both."""
-  alone = s.get('greedy') or s.get('stop_strings') or s.get('hints')
-  if s.group != 2 or not 0 < s.mixture <= 1 or alone:
+  alone = ('stop_strings', 'greedy', 'hints', 'pair', 'filter')
+  if s.group != 2 or not 0 < s.mixture <= 1 or any(s.get(k) for k in alone):
     raise InputError(
       f'config.source.mixture={s.mixture!r} takes a share up to 1, source.group=2, and '
-      'neither stop_strings, greedy nor hints.'
+      f'none of {alone}.'
     )
   opponent = mixture.make_opponent(decoder, share=s.mixture, max_length=s.max_length)
 

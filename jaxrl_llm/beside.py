@@ -24,7 +24,7 @@ class Told(NamedTuple):
 
 # Samples and (B, G) to what is told of them.
 Tell = Callable[[Sequence[Sample], tuple[int, int]], Told]
-# Above 0 where the first is better; a Batched one sees all pairs at once.
+# From -1 to 1, above 0 where the first is better; a Batched one sees all pairs at once.
 Judge = Callable[[Sample, Sample], float] | Batched
 
 

@@ -44,6 +44,10 @@ def method(name: str, **options) -> Method:
   where = f'config.method ({name})'
   if '.' not in name:  # What a file of one's own calls beta is its own affair.
     ranges.check_method(name, options, where)
+  for key, module in NAMESPACES.items():
+    called = options.get(key)
+    if isinstance(called, functools.partial) and called.func.__module__ == module:
+      ranges.check_method(called.func.__name__, called.keywords, f'{where}: {key}')
   return call(factory, options, where)
 
 

@@ -6,9 +6,13 @@ https://arxiv.org/abs/2405.07863). Labels by the higher reward are not drawn by
 Bradley-Terry, so that a method's beta is no longer in units of the reward.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
 from jaxrl_llm import filtration
+from jaxrl_llm.data.fitting import PAIRED
 from jaxrl_llm.sources import Drawn, Source, host_rng
 from jaxrl_llm.types import InputError, State
 
@@ -22,6 +26,27 @@ def check(kind: str, margin: float, where: str) -> None:
     raise InputError(
       f'{where}: pair={kind!r}, margin={margin!r}; pair is one of {KINDS}, margin 0 or '
       'more.'
+    )
+
+
+def check_method(method: Mapping[str, Any], source: Mapping[str, Any]) -> None:
+  """Refuses fresh completions in no order to a method that reads the better one first,
+  and ordered ones to one that reads an opponent's second.
+
+  Args:
+    method, source: sections of a config.
+  """
+  name, pair = method['name'], source.get('pair', '')
+  scored = name == 'exo' and method.get('temperature')
+  if name in PAIRED and not pair and not scored:
+    raise InputError(
+      f'{name}: the first completion of a pair is the better one, and fresh ones come '
+      "in no order. Set config.source.pair='best_worst', or give stored pairs."
+    )
+  if name == 'nash_md' and pair:
+    raise InputError(
+      f"nash_md: the second completion is the opponent's, and config.source.pair="
+      f"{pair!r} puts the worse one there. Set pair=''."
     )
 
 

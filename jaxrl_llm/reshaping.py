@@ -27,7 +27,7 @@ def main(call: str, table: str, out: Path) -> None:
   try:
     found = list(change(read(rows, at)))
   except InputError as error:
-    raise InputError(f'{at[0]}: {error}') from error
+    raise InputError(f'{at[0]}: {error}' if at[0] else str(error)) from error
   if not found:
     raise InputError(f'{call}: of {len(rows)} rows none is left.')
   log.write_lines(out, found)
@@ -35,7 +35,9 @@ def main(call: str, table: str, out: Path) -> None:
 
 
 def read(table, at: list[str]):
-  """Rows in turn; `at` says where the last one stands."""
+  """Rows in turn; `at` says where the last one stands, once it could be read."""
   for i in range(len(table)):
+    at[0] = ''
+    row = table[i]
     at[0] = table.where(i)
-    yield table[i]
+    yield row

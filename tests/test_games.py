@@ -9,7 +9,7 @@ import toy
 from test_by_hand import check, loss, row
 from test_identities import bandit, close, update
 
-from jaxrl_llm import build, forward, sharding
+from jaxrl_llm import assemble, build, forward, sharding
 from jaxrl_llm.models.decoder import Decoder, head_kernel
 from jaxrl_llm.ops import logprobs, preferences
 from jaxrl_llm.step import clean, weigh
@@ -118,6 +118,45 @@ def test_online_ipo_is_parallel_to_self_play():
     play = played(method('nash_md', **options), policy, ref, mine)
     assert abs(play).max() > 1e-2
     close(ipo, 4 / tau * play, 1e-5)
+
+
+@pytest.mark.parametrize('name', ['nash_md', 'online_ipo', 'inpo', 'sppo'])
+def test_verdicts_on_texts_stand_in_the_place_of_rewards(name):
+  """P = (1 + d) / 2, in a circle, of completions whose rewards are all 0."""
+  chance = np.array(GAMES['tilted'])[PAIRS[:, 0], PAIRS[:, 1]]
+  duel = np.zeros((9, 2, 2), np.float32)
+  duel[:, 0, 1], duel[:, 1, 0] = 2 * chance - 1, 1 - 2 * chance
+  batch = bandit(PAIRS)
+  zero = batch.replace(reward=jnp.zeros((9, 2)), extra={'duel': jnp.asarray(duel)})
+  told = batch.replace(reward=jnp.asarray(PAIRS, jnp.float32))
+  options = {'sppo': dict(eta=2.0)}.get(name, {})
+  got = update(method(name, **options), zero)[0].params['policy']
+  want = update(method(name, judge=spelled('tilted'), **options), told)[0]
+  close(got, want.params['policy'], 1e-6)
+  assert abs(got - toy.state().params['policy']).max() > 1e-3
+
+
+def circle():
+  """A judge of texts that nobody beats on all sides, by their first characters."""
+  return lambda one, other: (0.0, 1.0, -1.0)[
+    (ord(one.completion[:1] or '0') - ord(other.completion[:1] or '0')) % 3
+  ]
+
+
+def test_a_judge_of_texts_in_a_run():
+  """Without a reward's help; one whose verdicts nobody would read is refused."""
+  c = runs.config('nash_md')
+  c.rewards.early.weight, c.judge = 0.0, dict(name='test_games.circle')
+  run = runs.assembled(c)
+  batch = run.source(run.state, 0).batch
+  assert (batch.reward == 0).all()
+  assert {*batch.extra['duel'][:, 0, 1]} <= {-1.0, 0.0, 1.0}
+  assert abs(batch.extra['duel']).max() == 1
+  state, _ = run.update(run.state, batch)
+  assert int(state.applied) == 1
+  c.method = build.defaults('grpo')
+  with pytest.raises(InputError, match=r'judge is set and nothing reads it: grpo'):
+    assemble.assemble(c)
 
 
 def test_judges_by_hand():

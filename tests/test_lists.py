@@ -24,7 +24,7 @@ from configs import online
 from jaxrl_llm import assemble, build, collect, log, pairing
 from jaxrl_llm.data import kinds, reshape
 from jaxrl_llm.ops import preferences, weights
-from jaxrl_llm.rewards.margins import margins
+from jaxrl_llm.rewards.margins import margins, sample
 from jaxrl_llm.rewards.sample import Batched
 from jaxrl_llm.sources import Drawn
 from jaxrl_llm.step import clean, weigh
@@ -324,9 +324,14 @@ def test_spin_rests_at_the_data():
 
 def test_the_chance_against_a_group_by_hand():
   # Scores 0, log 3, not valid: sigmoid(log 3) = 3/4; with itself (1/2 + 3/4) / 2.
-  reward, valid = row(0, np.log(3), 9), row(1, 1, 0)
-  judge = preferences.bradley_terry
-  close(preferences.against_group(judge, reward, valid), row(0.375, 0.625, 0))
+  batch = clean(toy.batch(0, g=3)).replace(
+    reward=row(0, np.log(3), 9), valid=row(1, 1, 0)
+  )
+  of = lambda b: preferences.against_group(preferences.bradley_terry, b)
+  close(of(batch), row(0.375, 0.625, 0))
+  # A judge of texts says that the first always wins: (1/2 + 1) / 2.
+  duel = jnp.array([[[0.0, 1, 1], [-1, 0, 1], [-1, -1, 0]]])
+  close(of(batch.replace(extra={'duel': duel})), row(0.75, 0.25, 0))
 
 
 def test_sppo_by_hand():
@@ -510,6 +515,29 @@ def test_dpo_learns_from_fresh_pairs():
   assert int(state.applied) == 1
 
 
+@pytest.mark.parametrize(
+  ('method', 'source', 'words'),
+  [
+    ('dpo', dict(pair=''), "dpo: .* come in no order. .*pair='best_worst'"),
+    ('exo', dict(pair=''), 'exo: .* come in no order'),
+    ('nash_md', dict(pair='best_worst'), "the opponent's"),
+  ],
+)
+def test_an_order_that_the_method_would_misread(method, source, words):
+  """Else the first that was drawn would be the chosen one, whatever its reward."""
+  with pytest.raises(InputError, match=words):
+    pairing.check_method({'name': method}, source)
+  pairing.check_method({'name': 'exo', 'temperature': 0.5}, {'pair': ''})
+
+
+def test_fresh_pairs_are_put_in_order():
+  c = online.get_config('dpo')
+  c.source.update(group=2, pair='')
+  c.task.test_size, c.mesh.fsdp = 8, 1
+  with pytest.raises(InputError, match='come in no order'):
+    assemble.assemble(c)
+
+
 def test_pairs_to_keep_by_hand():
   """Texts that ended, each once; SPIN's are the task's answer and another text."""
   asked = [Record(i, chat(f'q{i}'), 'right', {}) for i in range(3)]
@@ -588,19 +616,19 @@ def test_equal_and_contradicting_rows():
   rows = [pair('a', 'b'), pair('a', 'b'), pair('b', 'a'), pair('a', 'b', 'other')]
   assert list(reshape.deduplicated(rows)) == [rows[0], *rows[2:]]
   assert list(reshape.consistent(rows)) == [rows[3]]
-  assert reshape.flip_rate(rows) == 0.75
+  assert list(reshape.flip_rate(rows)) == [{'pairs': 4, 'flip_rate': 0.75}]
 
 
 def test_agreement_by_hand():
   """Of four that both have, three the same; Wilson's interval of 3 / 4."""
   one = [pair('a', 'b', str(i)) for i in range(5)]
   other = [*one[:3], pair('b', 'a', '3'), pair('a', 'c', '4')]
-  found = reshape.agreement(one, other)
+  (found,) = reshape.agreement(one, others=other)
   assert (found['pairs'], found['agreement']) == (4, 0.75)
   assert found['low'] == pytest.approx(0.3006, abs=1e-3)
   assert found['high'] == pytest.approx(0.9544, abs=1e-3)
   with pytest.raises(InputError, match='in common'):
-    reshape.agreement(one[:1], other[1:])
+    list(reshape.agreement(one[:1], others=other[1:]))
 
 
 def test_known_noise():
@@ -640,6 +668,19 @@ def test_answers_made_worse():
     list(reshape.corrupted(rows, how='blur'))
 
 
+def test_messages_made_worse():
+  """As transcripts has them, hh-rlhf's."""
+  said = lambda text: [{'role': 'assistant', 'content': text}]
+  row = pair(said('one 2'), said('old'), [{'role': 'user', 'content': 'q'}])
+  (made,) = reshape.corrupted([row], how='digits')
+  assert (made['prompt'], made['chosen']) == (row['prompt'], row['chosen'])
+  assert made['rejected'][0]['role'] == 'assistant'
+  assert re.fullmatch('one [013-9]', made['rejected'][0]['content'])
+  assert sample(0, row, 'chosen').completion == 'one 2'
+  with pytest.raises(InputError, match="'chosen' has 2 messages"):
+    sample(0, row | {'chosen': 2 * said('x')}, 'chosen')
+
+
 def test_easy_and_hard_pairs():
   """MPO: by the median of 1, 2, 5, which is 2, and by a margin of one's own."""
   rows = [pair('a', 'b', margin=m) for m in (5.0, 1.0, 2.0)]
@@ -654,6 +695,16 @@ def test_easy_and_hard_pairs():
 
 def by_length():
   return Batched(lambda samples: [float(len(s.completion)) for s in samples])
+
+
+def test_the_row_that_has_no_margin_is_named(tmp_path):
+  table = tmp_path / 'in.jsonl'
+  log.write_lines(
+    table, [pair('a', 'b'), {'prompt': 'q', 'chosen': 'x'}, pair('c', 'd')]
+  )
+  call = "jaxrl_llm.rewards.margins.margins(by={'name': 'test_lists.by_length'})"
+  with pytest.raises(InputError, match="line 2: 'rejected' is missing"):
+    script('reshape').main([call, str(table), str(tmp_path / 'out')])
 
 
 def test_a_reward_says_the_margins():
@@ -680,3 +731,19 @@ def test_a_table_is_reshaped_by_a_script(tmp_path):
     run('pairs')
   with pytest.raises(InputError, match="Did you mean 'pairs'"):
     script('reshape').main(['pair', str(table), str(tmp_path / 'none')])
+
+
+def test_a_script_says_how_far_tables_agree(tmp_path):
+  paths = [tmp_path / f'{name}.jsonl' for name in 'abcd']
+  log.write_lines(paths[0], [pair('a', 'b'), pair('b', 'a'), pair('a', 'b', 'other')])
+  log.write_lines(paths[1], [pair('a', 'b', 'other')])
+  run = lambda call, out: script('reshape').main([call, str(paths[0]), str(out)])
+  run(f'agreement(others="{paths[1]}")', paths[2])
+  assert log.read_lines(paths[2])[0]['agreement'] == 1.0
+  run('flip_rate', paths[3])
+  assert log.read_lines(paths[3]) == [{'pairs': 3, 'flip_rate': pytest.approx(2 / 3)}]
+  paths[2].write_bytes(b'{"prompt": "\xff"}')
+  with pytest.raises(InputError, match=r'^[^ ]*c\.jsonl, line 1: not UTF-8'):
+    script('reshape').main(['flip_rate', str(paths[2]), str(tmp_path / 'none')])
+  with pytest.raises(InputError, match=r'write agreement\(others=...\)'):
+    run('agreement', tmp_path / 'none')

@@ -107,6 +107,16 @@ def test_recipes_fit_together(name):
   assert f'- {name}: ' in pipelines.__doc__
 
 
+def test_a_policy_grades_itself():
+  """In each round the model that answers is the one that is asked."""
+  c = pipelines.get_config('self_rewarding')
+  for name in ('pairs_1', 'pairs_2'):
+    pairs, dpo = c.stages[name], c.stages[name.replace('pairs', 'dpo')]
+    assert pairs.rewards.grade.by.model == pairs.model.name == dpo.model.name
+    assert dpo.model.ref == ''  # Its own birth, the round before.
+  assert c.stages.pairs_2.model.name == 'stage:dpo_1/model'
+
+
 def test_a_stage_reshapes_what_another_kept(tmp_path, capsys):
   """Once; and a call that is wrong is refused before any stage runs."""
   table = tmp_path / 'pairs.jsonl'

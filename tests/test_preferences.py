@@ -506,6 +506,16 @@ def test_kto_holds_its_baseline_fixed():
   assert abs(update(none)[1]['loss'] - update(m)[1]['loss']) > 1e-3
 
 
+@pytest.mark.parametrize('name', ['kto', 'bco'])
+def test_a_reward_of_0_is_undesirable(name):
+  """As a checker says it of a fresh answer, where data say -1."""
+  m = method(name, **({'baseline': 'batch'} if name == 'kto' else {}))
+  rho = jnp.array([[0.3], [-0.2], [0.5]])
+  of = lambda bad: slopes(m, rho, reward=jnp.array([[1.0], [bad], [bad]]))
+  close(of(0.0), of(-1.0))
+  assert (of(0.0)[1:] > 0).all()
+
+
 def with_z0(batch, z0):
   return batch.replace(extra=batch.extra | {'z0': jnp.full(len(batch.reward), z0)})
 
@@ -675,7 +685,14 @@ def test_what_a_data_set_says_must_fit():
 @pytest.mark.parametrize(
   ('name', 'options', 'words'),
   [
-    ('robust_dpo', dict(flipped=0.5), 'below 0.5'),
+    ('robust_dpo', dict(flipped=0.5), 'less than 0.5'),
+    ('cdpo', dict(flipped=0.7), 'less than 0.5'),
+    ('dpo', dict(label_smoothing=0.7), 'at most 0.5'),
+    ('dpo', dict(loss='robust(flipped=0.5)'), r'loss: flipped=0.5; .* less than 0.5'),
+    ('dpo', dict(loss='discopop(tau=2.0)'), 'less than 1'),
+    ('f_dpo', dict(link='alpha(alpha=0.0)'), 'link: alpha=0.0; give more than 0'),
+    ('inpo', dict(judge='bradley_terry(scale=-1.0)'), 'judge: scale=-1.0'),
+    ('spin', dict(lam=0.0), 'more than 0'),
     ('exo', dict(flipped=0.0), 'more than 0'),
     ('dpo', dict(loss='hinges'), "Did you mean 'hinge'"),
     ('dpo', dict(loss='robust'), r'write robust\(flipped=...\)'),

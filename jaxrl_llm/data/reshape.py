@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxrl_llm.data import kinds
+from jaxrl_llm.data import kinds, tables
 from jaxrl_llm.evaluate import accuracy
 from jaxrl_llm.types import InputError
 
@@ -212,16 +212,24 @@ def corrupted(
   if how not in CORRUPTIONS:
     raise InputError(f'corrupted: how={how!r}; there are {sorted(CORRUPTIONS)}.')
   rows = [(kinds.prompt(row), good(row)) for row in rows]
-  words = sorted({w for _, text in rows for w in text.split()})
-  for i, (prompt, text) in enumerate(rows):
-    rng = random.Random(f'{seed}/{i}')
+  words = sorted({w for _, said in rows for w in spoken(said).split()})
+  for i, (prompt, said) in enumerate(rows):
+    rng, text = random.Random(f'{seed}/{i}'), spoken(said)
     worse = CORRUPTIONS[how](text, share, rng, words)
     if worse.strip() and worse != text:
-      yield {'prompt': prompt, 'chosen': text, 'rejected': worse}
+      other = (
+        worse if isinstance(said, str) else [*said[:-1], said[-1] | {'content': worse}]
+      )
+      yield {'prompt': prompt, 'chosen': said, 'rejected': other}
 
 
-def good(row: Row) -> str:
-  return kinds.text(row, 'chosen' if 'chosen' in row else 'completion')
+def good(row: Row) -> Any:
+  return kinds.said(row, 'chosen' if 'chosen' in row else 'completion')
+
+
+def spoken(said: Any) -> str:
+  """The text of a completion; of messages that of the last one."""
+  return said if isinstance(said, str) else str(said[-1]['content'])
 
 
 def swap(text: str, share: float, rng: random.Random, words: list[str]) -> str:
@@ -260,11 +268,16 @@ def check_share(share: float) -> None:
 # ---- What a table says of itself -----------------------------------------------------
 
 
-def agreement(rows: Iterable[Row], others: Iterable[Row]) -> dict[str, float]:
-  """How often two tables prefer the same of the same two, with a 95 % Wilson interval.
+def agreement(
+  rows: Iterable[Row], *, others: str | Iterable[Row]
+) -> Iterator[dict[str, float]]:
+  """One row: how often two tables prefer the same of the same two, with a 95 % Wilson
+  interval. Pairs that only one of the tables has do not count.
 
-  Pairs that only one of the tables has do not count.
+  Args:
+    others: the second table, or its path.
   """
+  others = tables.open_table(others) if isinstance(others, str) else others
   first, second = (
     {digest(told(row)): row for row in table} for table in (rows, others)
   )
@@ -273,13 +286,14 @@ def agreement(rows: Iterable[Row], others: Iterable[Row]) -> dict[str, float]:
   if not (count := same + turned):
     raise InputError('agreement: the two tables compare no two completions in common.')
   low, high = accuracy.wilson(same, count)
-  return {'pairs': count, 'agreement': same / count, 'low': low, 'high': high}
+  yield {'pairs': count, 'agreement': same / count, 'low': low, 'high': high}
 
 
-def flip_rate(rows: Iterable[Row]) -> float:
-  """The share of pairs that stand in the table the other way round too."""
+def flip_rate(rows: Iterable[Row]) -> Iterator[dict[str, float]]:
+  """One row: the share of pairs that stand in the table the other way round too."""
   rows = list(rows)
-  return 1 - len(list(consistent(rows))) / max(len(rows), 1)
+  kept = len(list(consistent(rows)))
+  yield {'pairs': len(rows), 'flip_rate': 1 - kept / max(len(rows), 1)}
 
 
 def told(row: Row, *, turned: bool = False) -> list:

@@ -3,11 +3,11 @@
   r = beta sum_t log(pi / ref),  delta = 1/2 (mean r of good + mean r of bad), detached
   loss = E_good[ - log sigmoid(r - delta) ] + E_bad[ - log sigmoid(delta - r) ]
 
-`reward` is +1 for a good completion and -1 for a bad one. Differs from kto: a logistic
-loss, in which no row is so far off that it is ignored; each class counts as much,
-whatever its size; and delta is of the rows themselves. Its means are of all batches
-before this one; a class that none of them had does not count, and at first delta is 0.
-The paper's weights for prompts that the two classes do not share are left out.
+A completion is good where its `reward` is above 0. Differs from kto: a logistic loss,
+in which no row is so far off that it is ignored; each class counts as much, whatever
+its size; and delta is of the rows themselves. Its means are of all batches before this
+one; a class that none of them had does not count, and at first delta is 0. The paper's
+weights for prompts that the two classes do not share are left out.
 """
 
 import jax.numpy as jnp
@@ -28,16 +28,16 @@ def bco(*, beta: float = 0.01) -> Method:
 
   def measure(out, batch):
     w = batch.seq_weight
-    mine = [batch.reward * sign > 0 for _, sign in CLASSES.values()]
+    mine = [sides(batch) == sign for _, sign in CLASSES.values()]
     scale = sum(x * w.sum() / above_zero(jnp.sum(w * x)) for x in mine)
     return batch.replace(extra=batch.extra | {'scale': scale})
 
   def loss(out, batch):
     r, w = fitted(out, batch), batch.seq_weight
-    side, delta = jnp.sign(batch.reward), batch.extra['delta'][:, None]
+    side, delta = sides(batch), batch.extra['delta'][:, None]
     found = {'delta': metrics.average(delta[:, 0], w.sum(1))}
     for name, sign in CLASSES.values():
-      found[name] = metrics.average(r, w * (side * sign > 0))
+      found[name] = metrics.average(r, w * (side == sign))
     each = batch.extra['scale'] * pair_losses.logistic(side * (r - delta))
     return jnp.sum(w * each), found
 
@@ -45,6 +45,11 @@ def bco(*, beta: float = 0.01) -> Method:
   return Method(
     loss, ('logp', 'ref_logp'), prepare, measure=measure, extra=zero, after=follow
   )
+
+
+def sides(batch):
+  """1 of what is good, -1 of what is bad: [B, G]."""
+  return jnp.where(batch.reward > 0, 1, -1)
 
 
 def above_zero(x):
@@ -63,7 +68,7 @@ def follow(state, batch, metrics):
   """Adds a batch's rows to the running means."""
   extra = dict(state.extra)
   for name, (metric, sign) in CLASSES.items():
-    new = jnp.sum(batch.valid * (batch.reward * sign > 0))
+    new = jnp.sum(batch.valid * (sides(batch) == sign))
     count = extra[f'bco_{name}_count'] + new
     move = (metrics[metric] - extra[f'bco_{name}']) * new / jnp.maximum(count, 1.0)
     extra |= {f'bco_{name}': extra[f'bco_{name}'] + move, f'bco_{name}_count': count}

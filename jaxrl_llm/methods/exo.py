@@ -12,15 +12,13 @@ import jax.numpy as jnp
 
 from jaxrl_llm.methods.infonca import listed, scored
 from jaxrl_llm.ops import divergences, sequences
-from jaxrl_llm.types import InputError, Method
+from jaxrl_llm.types import Method
 
 
 def exo(
   *, beta: float = 0.1, flipped: float = 1e-3, temperature: float = 0.0
 ) -> Method:
   """`temperature` divides the rewards; 0 takes pairs, and `flipped` of them wrong."""
-  if not temperature and not 0 < flipped < 1:
-    raise InputError(f'exo: flipped={flipped}; give more than 0 and less than 1.')
 
   def loss(reward, goal):
     return divergences.kl(jax.nn.log_softmax(reward), goal)

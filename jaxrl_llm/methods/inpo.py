@@ -20,7 +20,9 @@ from jaxrl_llm.types import InputError, Method
 def inpo(
   *, eta: float = 0.0075, tau: float = 0.0025, judge=preferences.bradley_terry
 ) -> Method:
-  """For groups of two; `tau` pulls to the reference, 1 / `eta` is the step."""
+  """For groups of two; `tau` pulls to the reference, 1 / `eta` is the step, and `judge`
+  is as in online_ipo.
+  """
   if not 0 < tau <= eta:
     raise InputError(f'inpo: tau={tau}, eta={eta}; tau is above 0 and at most eta.')
   plain, share = online_ipo(tau=eta, judge=judge), tau / eta

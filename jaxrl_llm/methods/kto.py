@@ -1,12 +1,12 @@
 """KTO (Ethayarajh et al., 2024), https://arxiv.org/abs/2402.01306.
 
   rho = sum_t log(pi / ref),  z0 = max(0, mean of rho over mismatched rows), detached
-  loss = E_row[ lam (1 - sigmoid(sign(reward) beta (rho - z0))) ]
+  loss = E_row[ lam (1 - sigmoid(sign beta (rho - z0))) ]
 
-`reward` is +1 for a desirable completion and -1 for an undesirable one. A mismatched
-row is the completion of another prompt after this one's; z0 is their mean over the
-whole minibatch, held above zero after averaging. `baseline='batch'` takes the matched
-rows instead.
+A completion is desirable, sign +1, where its `reward` is above 0, and else undesirable,
+sign -1. A mismatched row is the completion of another prompt after this one's; z0 is
+their mean over the whole minibatch, held above zero after averaging. `baseline='batch'`
+takes the matched rows instead.
 """
 
 import jax
@@ -40,8 +40,9 @@ def kto(
   def loss(out, batch):
     z0 = batch.extra['z0'][:, None]
     rho = sequences.seq_sum(out.logp - batch.ref_logp, batch.mask)
-    value = jax.nn.sigmoid(jnp.sign(batch.reward) * beta * (rho - z0))
-    lam = jnp.where(batch.reward > 0, desirable, undesirable)
+    good = batch.reward > 0
+    value = jax.nn.sigmoid(jnp.where(good, beta, -beta) * (rho - z0))
+    lam = jnp.where(good, desirable, undesirable)
     w = batch.seq_weight
     return jnp.sum(w * lam * (1 - value)), {
       'value_kto': metrics.average(value, w),
@@ -55,21 +56,33 @@ def kto(
 
 
 def mismatch(batch):
-  """Each prompt with the next one's completions, in the order of `prompt_id`."""
+  """Each prompt with the next one's completions, in the order of `prompt_id`.
+
+  What is not valid has no part in it: a prompt is neither one's nor a completion's.
+  """
   if batch.prompts.shape[0] < 2:
     raise InputError(
       'kto: mismatched rows need at least two prompts in a batch. Enlarge the batch or '
       "set config.method.baseline='batch'."
     )
-  order = jnp.argsort(batch.prompt_id)
-  other = jnp.zeros_like(order).at[order].set(jnp.roll(order, -1))
+  other, there = following(batch)
   rows = jax.tree.map(lambda x: x[other], batch)
   return batch.replace(
     completions=rows.completions,
     length=rows.length,
-    mask=rows.mask,
-    valid=rows.valid,
+    mask=rows.mask * there[:, None, None],
+    valid=rows.valid * there[:, None],
     temperature=rows.temperature,
     old_logp=None,
     ref_logp=None,
   )
+
+
+def following(batch):
+  """Of each prompt the next valid one [B], and 1 where both are, and are two."""
+  there = batch.valid.max(1)
+  order = jnp.lexsort((batch.prompt_id, -there))  # The valid ones first.
+  place, count = jnp.arange(len(order)), jnp.sum(there > 0)
+  ahead = order[jnp.where(place + 1 < count, place + 1, 0)]
+  other = jnp.zeros_like(order).at[order].set(ahead)
+  return other, there * (count > 1)

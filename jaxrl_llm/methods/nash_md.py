@@ -21,17 +21,20 @@ from jaxrl_llm.types import Method
 def nash_md(
   *, tau: float = 0.008, judge=preferences.bradley_terry, aggregate=weights.seq_sum
 ) -> Method:
-  """For groups of two; `judge` maps rewards [B, 2] to P(y beats y') [B]."""
+  """For groups of two; `judge` maps rewards [B, 2] to P(y beats y') [B]; config.judge,
+  which reads the completions, takes its place.
+  """
 
   def prepare(state, batch):
     paid, batch = kl.paid(batch)
     both = batch.valid.prod(1, keepdims=True)  # A row alone has no opponent.
     mine = both * jnp.array([[1.0, 0.0]])
-    gain = judge(batch.reward)[:, None] - 0.5 - tau * paid.sum(-1)
+    chance = preferences.first(judge, batch)[:, None]
+    gain = chance - 0.5 - tau * paid.sum(-1)
     return state, batch.replace(
       advantage=(gain * mine)[..., None], valid=mine, mask=batch.mask * mine[..., None]
     )
 
   plain = reinforce(aggregate=aggregate)
-  needs = ('old_logp', 'ref_logp')
-  return plain._replace(prepare=prepare, prepare_needs=needs, reads=('opponent',))
+  asked = dict(prepare_needs=('old_logp', 'ref_logp'), reads=('opponent', 'duel'))
+  return plain._replace(prepare=prepare, **asked)

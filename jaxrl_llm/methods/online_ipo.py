@@ -16,10 +16,12 @@ from jaxrl_llm.types import Method
 
 
 def online_ipo(*, tau: float = 0.1, judge=preferences.bradley_terry) -> Method:
-  """For groups of two; `judge` maps rewards [B, 2] to p [B]."""
+  """For groups of two; `judge` maps rewards [B, 2] to p [B]; config.judge, which reads
+  the completions, takes its place.
+  """
 
   def prepare(state, batch):
-    p = judge(batch.reward)
+    p = preferences.first(judge, batch)
     return state, batch.replace(extra=batch.extra | {'preference': p})
 
   def loss(out, batch):
@@ -32,4 +34,4 @@ def online_ipo(*, tau: float = 0.1, judge=preferences.bradley_terry) -> Method:
       'accuracy': metrics.wins(h * side, w),
     }
 
-  return Method(loss, ('logp', 'ref_logp'), prepare)
+  return Method(loss, ('logp', 'ref_logp'), prepare, reads=('duel',))

@@ -12,12 +12,10 @@ import functools
 
 from jaxrl_llm.methods.dpo import dpo
 from jaxrl_llm.ops import pair_losses
-from jaxrl_llm.types import InputError, Method
+from jaxrl_llm.types import Method
 
 
 def robust_dpo(*, beta: float = 0.1, flipped: float = 0.1) -> Method:
   """`flipped` is the share of wrong labels, below 1/2."""
-  if not 0 <= flipped < 0.5:
-    raise InputError(f'robust_dpo: flipped={flipped}; give 0 or more, and below 0.5.')
   loss = functools.partial(pair_losses.robust, flipped=flipped)
   return dpo(beta=beta, loss=loss)

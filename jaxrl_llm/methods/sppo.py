@@ -20,10 +20,12 @@ from jaxrl_llm.types import Method
 def sppo(
   *, eta: float = 1000.0, ends: bool = True, judge=preferences.bradley_terry
 ) -> Method:
-  """`judge` maps rewards [B, 2] to how likely the first wins [B]."""
+  """`judge` maps rewards [B, 2] to how likely the first wins [B]; config.judge, which
+  reads the completions, takes its place.
+  """
 
   def prepare(state, batch):
-    gain = preferences.against_group(judge, batch.reward, batch.valid) - 0.5
+    gain = preferences.against_group(judge, batch) - 0.5
     if ends:
       top, bottom = (sequences.best(x, batch.valid) for x in (gain, -gain))
       kept = jnp.maximum(top, bottom)
@@ -37,4 +39,4 @@ def sppo(
       'margin': metrics.average(2 * jnp.sign(gain) * gap, w)
     }
 
-  return Method(loss, ('logp', 'old_logp'), prepare)
+  return Method(loss, ('logp', 'old_logp'), prepare, reads=('duel',))

@@ -1,7 +1,8 @@
 """Who beats whom: of two completions, and in a group.
 
 A judge says how likely the first of two completions beats the second: rewards [B, 2]
-to [B].
+to [B]. Where config.judge has read the completions themselves, its verdicts d stand in
+the place of that: P = (1 + d) / 2, with d in Batch.extra['duel'] (beside.py).
 """
 
 import jax
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrl_llm.ops import metrics, sequences
-from jaxrl_llm.types import BG, Array, InputError, Metrics
+from jaxrl_llm.types import BG, Array, Batch, InputError, Metrics
 
 
 def bradley_terry(reward: BG, *, scale: float = 1.0) -> Array:
@@ -61,13 +62,28 @@ def matrix(reward: BG, *, table: tuple) -> Array:
   return jnp.asarray(found)[kind[:, 0], kind[:, 1]]
 
 
-def against_group(judge, reward: BG, valid: BG) -> BG:
+def first(judge, batch: Batch) -> Array:
+  """How likely the first of two completions beats the second: [B]."""
+  said = judge(batch.reward)  # Refuses other groups than pairs.
+  return (1 + verdicts(batch)[:, 0, 1]) / 2 if 'duel' in batch.extra else said
+
+
+def against_group(judge, batch: Batch) -> BG:
   """How likely each beats one of its group: the mean over all valid, itself as 1/2."""
+  reward, valid = batch.reward, batch.valid
   b, g = reward.shape
-  both = jnp.broadcast_arrays(reward[:, :, None], reward[:, None])
-  chance = judge(jnp.stack(both, -1).reshape(-1, 2)).reshape(b, g, g)
+  if 'duel' in batch.extra:
+    chance = (1 + verdicts(batch)) / 2
+  else:
+    both = jnp.broadcast_arrays(reward[:, :, None], reward[:, None])
+    chance = judge(jnp.stack(both, -1).reshape(-1, 2)).reshape(b, g, g)
   wins = (chance * valid[:, None]).sum(-1)
   return wins * valid / jnp.maximum(valid.sum(1, keepdims=True), 1.0)
+
+
+def verdicts(batch: Batch) -> Array:
+  """d [B, G, G] of config.judge, held within -1 and 1."""
+  return jnp.clip(batch.extra['duel'], -1.0, 1.0)
 
 
 # ---- Ranked lists: [B, G, G], whose entry i, j speaks of j beside i ------------------

@@ -7,7 +7,7 @@ python experiments/reshape.py "jaxrl_llm.rewards.margins.margins(
 from collections.abc import Iterable, Iterator
 
 from jaxrl_llm import build
-from jaxrl_llm.data import kinds
+from jaxrl_llm.data import kinds, reshape
 from jaxrl_llm.rewards.sample import Batched, Sample
 from jaxrl_llm.tasks import records
 from jaxrl_llm.types import InputError
@@ -19,12 +19,11 @@ def margins(rows: Iterable[dict], *, by: dict) -> Iterator[dict]:
   Args:
     by: a reward that scores batches, with its options.
   """
-  reward, rows = scorer(by, 'margins: by'), list(rows)
-  better, worse = (
-    reward.score([sample(i, row, side) for i, row in enumerate(rows)])
-    for side in ('chosen', 'rejected')
-  )
-  for row, one, other in zip(rows, better, worse):
+  reward = scorer(by, 'margins: by')
+  told = lambda i, row: (row, *(sample(i, row, side) for side in reshape.SIDES))
+  found = [told(i, row) for i, row in enumerate(rows)]  # In turn: an error is of a row.
+  better, worse = (reward.score([x[side] for x in found]) for side in (1, 2))
+  for (row, *_), one, other in zip(found, better, worse):
     yield row | {'margin': float(one) - float(other)}
 
 
@@ -38,6 +37,8 @@ def scorer(by: dict, where: str) -> Batched:
 
 def sample(number: int, row: dict, side: str) -> Sample:
   """One answer of a pair as a reward sees it."""
-  prompt, text = kinds.prompt(row), kinds.text(row, side)
+  prompt, said = kinds.prompt(row), kinds.said(row, side)
+  if isinstance(said, list) and len(said) > 1:
+    raise InputError(f'{side!r} has {len(said)} messages; one answer is scored.')
   record = records.Record(number, kinds.conversation(prompt), '', {})
-  return Sample(records.question(record), text, 0, False, record)
+  return Sample(records.question(record), reshape.spoken(said), 0, False, record)
