@@ -65,9 +65,10 @@ def rewarded(source: sources.Source, ask: sources.Ask, run: str, *, tau: float):
   return sources.changed(source, marked)
 
 
-def make_gaps(model: restored.Network):
-  """Returns `gaps(prompts [N, P], lengths [N], completions [N, T], lengths [N])`: by
-  how many nats each token is less likely than the likeliest, [1, N, T].
+def make_gaps(model):
+  """Returns `gaps(prompts [N, P], lengths [N], completions [N, T], lengths [N])` of a
+  restored.Network: by how many nats each token is less likely than the likeliest,
+  [1, N, T].
   """
 
   @jax.jit
