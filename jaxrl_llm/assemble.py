@@ -103,7 +103,8 @@ def assemble(config) -> Run:
   feed = feed._replace(source=feeds.laid_out(feed.source, config, mesh))
   feed = feeds.overlapped(feed, config, mesh)
   jax.eval_shape(update_step, state, specimen(config, feed, state))
-  report = [*lora.report(model.config, adapters), *feed.data.report]
+  report = [*unread.idle(config), *lora.report(model.config, adapters)]
+  report += feed.data.report
   told = (feed.source, feed.evaluate, feed.data._replace(report=report), feed.scores)
   return Run(state, update, *told, rates, mesh, model, feed.safety)
 

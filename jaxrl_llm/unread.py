@@ -44,16 +44,32 @@ def check(config, method: Method) -> None:
     raise InputError(f'config.{path} is set and nothing reads it: {why}. Unset it.')
 
 
+def idle(config) -> list[str]:
+  """A line of each option that is set under another that is off: one flag is enough to
+  leave a part of a config out.
+  """
+  usual, under = defaults(), [(f'{main} is off', main, UNDER[main]) for main in UNDER]
+  mixed = get(config, 'source.name') == 'until_mixed'
+  off = [(why, rest) for why, main, rest in under if not get(config, main)]
+  off += [] if mixed else [("source.name is not 'until_mixed'", ('source.limit',))]
+  return [
+    f'config.{path} is set and counts for nothing: config.{why}.'
+    for why, rest in off
+    for path in rest
+    if plain(get(config, path)) not in (None, plain(get(usual, path)))
+  ]
+
+
+def plain(value: Any) -> Any:
+  """Lists, such as those of a saved config, as tuples."""
+  if isinstance(value, list | tuple):
+    return tuple(map(plain, value))
+  return value
+
+
 def found(config, method: Method) -> Iterator[tuple[str, str]]:
   """Options that are set, in dotted paths, and nothing reads, each with the reason."""
-  usual, name = defaults(), config.method.name
-  for main, rest in UNDER.items():
-    for path in () if get(config, main) else rest:
-      if get(config, path) not in (None, get(usual, path)):
-        yield path, f'config.{main} is off'
-  mixed = get(config, 'source.name') == 'until_mixed'
-  if not mixed and get(config, 'source.limit') not in (None, usual.source.limit):
-    yield 'source.limit', "config.source.name is not 'until_mixed'"
+  name, mixed = config.method.name, get(config, 'source.name') == 'until_mixed'
   for path, wanted in SAID.items():
     also = path == 'source.accuracy' and (mixed or any(get(config, p) for p in SOURCES))
     if get(config, path) and wanted not in method.reads and not also:

@@ -705,8 +705,14 @@ def test_packed_episodes_move_the_policy_as_padded_ones():
 
 
 @pytest.mark.parametrize(
-  'option', [dict(pool=8), dict(hints=2), dict(steps='a'), dict(accuracy='score')]
+  ('method', 'option'),
+  [
+    ('grpo', dict(pool=8)),
+    ('grpo', dict(hints=2)),
+    ('grpo_process', dict(steps='a')),
+    ('grpo_care', dict(accuracy='score', answer='answer_tag')),
+  ],
 )
-def test_what_episodes_would_ignore_is_refused(option):
+def test_what_episodes_would_ignore_is_refused(method, option):
   with pytest.raises(InputError, match=f'takes no .*{next(iter(option))}'):
-    runs.assembled(config(source=option))
+    runs.assembled(config(method, source=option))

@@ -27,7 +27,7 @@ def odin(*, decorrelate: float = 1.0, orthogonal: float = 1.0) -> Method:
 
   def measure(out, batch):
     score, w = scores(out), batch.seq_weight[..., None]
-    size = 1.0 * batch.length[..., None]
+    size = batch.mask.sum(-1)[..., None]
     size = correlation.standard(size, *correlation.moments(size, w))
     middle, std = correlation.moments(score, w)
     z = correlation.standard(score, middle, std)
