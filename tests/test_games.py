@@ -154,7 +154,7 @@ def test_a_judge_of_texts_in_a_run():
   assert abs(batch.extra['duel']).max() == 1
   state, _ = run.update(run.state, batch)
   assert int(state.applied) == 1
-  c.method = build.defaults('grpo')
+  c.method, c.source.mixture = build.defaults('grpo'), 0.0
   with pytest.raises(InputError, match=r'judge is set and nothing reads it: grpo'):
     assemble.assemble(c)
 

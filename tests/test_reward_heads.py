@@ -36,11 +36,16 @@ def normal(*shape, seed=0):
 APART = jnp.eye(2)  # Heads that read the first and the second number of a state.
 
 
+def spoken(length):
+  """The mask of completions of these lengths."""
+  return jnp.float32(np.arange(np.max(length)) < np.asarray(length)[..., None])
+
+
 def odin(embedding, length, heads=APART, **options):
   """(loss, metrics) of states [B, 2, 2] and lengths [B, 2]."""
   m = build.method('odin', **options)
   out = Outputs(embedding=jnp.asarray(embedding, jnp.float32), own={'heads': heads})
-  fields = dict(reward=jnp.ones(length.shape), length=length)
+  fields = dict(reward=jnp.ones(length.shape), mask=spoken(length))
   total, found = said(m, out, **fields)
   return total, {k: float(x / w) for k, (x, w) in found.items()}
 
@@ -68,7 +73,7 @@ def test_odin_by_hand():
 
 def test_without_a_length_head_odin_is_bradley_terry():
   """r_L = 0, its heads apart: r_Q's loss, and what its own correlation costs."""
-  score, length = normal(6, 2), jnp.arange(12).reshape(6, 2) % 5
+  score, length = normal(6, 2), 1 + jnp.arange(12).reshape(6, 2) % 5
   state = states(score, 0 * score)
   bt = said(build.method('bradley_terry'), Outputs(score=score), reward=score)[0]
   close(odin(state, length, decorrelate=0.0)[0], bt)
@@ -94,7 +99,10 @@ def test_heads_are_held_apart():
   close(of(heads.at[:, 1].multiply(-1.0)), of(heads))  # |cosine|.
   m = build.method('odin', orthogonal=2.0)
   loss = lambda x: said(
-    m, Outputs(embedding=state, own={'heads': x}), reward=row(1.0, 0.0), length=length
+    m,
+    Outputs(embedding=state, own={'heads': x}),
+    reward=row(1.0, 0.0),
+    mask=spoken(length),
   )[0]
   assert of(heads - 0.1 * jax.grad(loss)(heads)) < of(heads) - 0.01
 
@@ -102,7 +110,7 @@ def test_heads_are_held_apart():
 def test_correlations_lie_between_their_ends():
   for seed in range(20):
     score, length = normal(4, 2, seed=seed), normal(4, 2, seed=seed + 99)
-    found = odin(states(score, length), (10 + 3 * length).astype(int))[1]
+    found = odin(states(score, length), np.array(10 + 3 * length, int))[1]
     for head in ('quality', 'length'):
       assert -1 - 1e-6 <= found[f'length_rho/{head}'] <= 1 + 1e-6
   ends = states(1.0 * jnp.array([[1, 7], [3, 2]]), -jnp.array([[1.0, 7.0], [3.0, 2.0]]))
@@ -117,7 +125,7 @@ def test_a_constant_length_has_no_correlation(size):
   for score in (normal(3, 2), jnp.full((3, 2), 0.1)):
     own = {'heads': APART}
     loss = lambda x, own=own: said(
-      m, Outputs(embedding=x, own=own), reward=jnp.ones((3, 2)), length=length
+      m, Outputs(embedding=x, own=own), reward=jnp.ones((3, 2)), mask=spoken(length)
     )
     (total, found), slope = jax.value_and_grad(loss, has_aux=True)(states(score, score))
     assert np.isfinite(total) and np.isfinite(slope).all()
@@ -155,7 +163,7 @@ def test_odin_frees_quality_of_length():
   order = lambda x: np.where(better[:, None], x, x[:, ::-1])
   quality, long = order(quality), order(long)
   length = jnp.asarray(100 + 20 * long, jnp.int32)
-  state = states(quality, long)
+  state, mask = states(quality, long), spoken(length)
   start = jnp.array([[1.0, 0.6], [0.5, 1.0]])
 
   def after(**options):
@@ -164,7 +172,7 @@ def test_odin_frees_quality_of_length():
       m,
       Outputs(embedding=state, own={'heads': heads}),
       reward=jnp.ones((64, 2)),
-      length=length,
+      mask=mask,
     )[0]
     step = jax.jit(lambda heads: heads - 0.3 * jax.grad(loss)(heads))
     heads = functools.reduce(lambda heads, _: step(heads), range(150), start)
