@@ -36,6 +36,8 @@ from jaxrl_llm.types import Batch, InputError, Method, State
 # Columns of the sample table, which a reward part cannot be called.
 RESERVED = ('prompt', 'completion', 'reward', 'cost', 'step', 'split')
 NAMES = ('on_policy', 'until_mixed', 'rationed', *episodes.SOURCES)
+# What a source says of completions where asked, and episodes do not.
+TOLD = ('steps', 'rewriter', 'mixture', 'answer', 'verdict', 'accuracy')
 
 
 def questions(config, decoder, model, text, mesh) -> Feed:
@@ -288,8 +290,7 @@ def conversations(config, decoder, model, text, mesh) -> Feed:
 
 def checked_task(config, text):
   """The task of a source of episodes, where all that it takes is there."""
-  task = make_task(config, text)
-  s = config.source
+  task, s = make_task(config, text), config.source
   if task.env is None:
     raise InputError(
       f'config.task: {task.name} is answered in one turn and config.source.name='
@@ -297,9 +298,7 @@ def checked_task(config, text):
       'environment, such as two_attempts.'
     )
   refuse_told(config, f'name={s.name!r}')
-  ignored = ('pool', 'hints', 'steps', 'rewriter', 'mixture', 'answer', 'verdict')
-  ignored += ('accuracy',)
-  if unused := [k for k in ignored if s.get(k)]:
+  if unused := [k for k in ('pool', 'hints', *TOLD) if s.get(k)]:
     raise InputError(f'config.source: name={s.name!r} takes no {unused}; unset them.')
   return task
 

@@ -77,8 +77,7 @@ def assemble(config) -> Run:
   others = other_models(config, model, needed['frozen'])
   decoders = make_decoders(config, model, others, mesh, adapters, method.heads)
   see = forward.make_forward(decoders, method.soft)
-  u = config.plan
-  total = config.steps * u.epochs * u.minibatches
+  total = config.steps * config.plan.epochs * config.plan.minibatches
   tx, rates = make_optimizer(config, method, total)
   state = initial.state(
     model,
@@ -103,9 +102,9 @@ def assemble(config) -> Run:
   feed = feed._replace(source=feeds.laid_out(feed.source, config, mesh))
   feed = feeds.overlapped(feed, config, mesh)
   jax.eval_shape(update_step, state, specimen(config, feed, state))
-  report = [*unread.idle(config), *lora.report(model.config, adapters)]
-  report += feed.data.report
-  told = (feed.source, feed.evaluate, feed.data._replace(report=report), feed.scores)
+  said = (unread.idle(config), lora.report(model.config, adapters), feed.data.report)
+  data = feed.data._replace(report=[line for lines in said for line in lines])
+  told = (feed.source, feed.evaluate, data, feed.scores)
   return Run(state, update, *told, rates, mesh, model, feed.safety)
 
 
@@ -166,7 +165,7 @@ def refreshing(config, method: Method) -> Method:
     return method
   if (
     initial.lora(config.model)
-    or 'ref' not in forward.roles(all_needs(method))['frozen']
+    or 'ref' not in forward.roles(forward.all_needs(method))['frozen']
   ):
     raise InputError(
       'config.plan.refresh moves a reference that is a copy of the policy. With LoRA '
@@ -259,14 +258,9 @@ def check_window(config, name: str, model) -> None:
 # ---- The optimizer -------------------------------------------------------------------
 
 
-def all_needs(method: Method) -> tuple[str, ...]:
-  own = ('own',) if method.soft else ()
-  return (*method.needs, *method.prepare_needs, *method.measure_needs, *own)
-
-
 def roles(config, method: Method) -> dict[str, set[str]]:
   """The networks of a run: no reference where its log-probs are read from a file."""
-  needs = all_needs(method)
+  needs = forward.all_needs(method)
   if not config.source.get('cache_reference'):
     return forward.roles(needs)
   if 'data' not in config or 'ref_logp' not in needs or 'aux/ref_logp' in needs:
@@ -330,7 +324,7 @@ def critic_start(config, trained) -> str:
 
 def make_optimizer(config, method: Method, total_updates: int):
   """An optimizer for every trained role; each needs its entry in config.optimizer."""
-  trained = forward.roles(all_needs(method))['params']
+  trained = forward.roles(forward.all_needs(method))['params']
   if missing := trained - set(config.optimizer):
     raise InputError(
       f'Method {config.method.name} trains {sorted(trained)}; config.optimizer lacks '

@@ -16,7 +16,16 @@ from jaxrl_llm import pieces
 from jaxrl_llm.models import ragged
 from jaxrl_llm.models.decoder import Decoder, causal, extend, head_kernel, prefill
 from jaxrl_llm.ops import logprobs
-from jaxrl_llm.types import BGT, Array, Batch, InputError, Layout, Outputs, Params
+from jaxrl_llm.types import (
+  BGT,
+  Array,
+  Batch,
+  InputError,
+  Layout,
+  Method,
+  Outputs,
+  Params,
+)
 
 Forward = Callable[[Params, Params, Batch, Iterable[str]], Outputs]
 
@@ -138,6 +147,12 @@ def sensor(need: str) -> Sensor:
   if need not in SENSORS:
     raise InputError(f'Unknown need {need!r}; there are {sorted(SENSORS)}.')
   return SENSORS[need]
+
+
+def all_needs(method: Method) -> tuple[str, ...]:
+  """What a method needs in any of its parts."""
+  own = ('own',) if method.soft else ()
+  return (*method.needs, *method.prepare_needs, *method.measure_needs, *own)
 
 
 def roles(needs: Iterable[str]) -> dict[str, set[str]]:

@@ -70,7 +70,7 @@ def network(workdir: str, role: str) -> Network:
   """
   config = configured(workdir)
   method = assemble.make_method(config)
-  has = forward.roles(assemble.all_needs(method))['params']
+  has = forward.roles(forward.all_needs(method))['params']
   if role not in has:
     raise InputError(f'{workdir} trains {sorted(has)} and no {role}.')
   model = pretrained.configured(config.model)

@@ -48,13 +48,13 @@ def idle(config) -> list[str]:
   """A line of each option that is set under another that is off: one flag is enough to
   leave a part of a config out.
   """
-  usual, under = defaults(), [(f'{main} is off', main, UNDER[main]) for main in UNDER]
-  mixed = get(config, 'source.name') == 'until_mixed'
-  off = [(why, rest) for why, main, rest in under if not get(config, main)]
-  off += [] if mixed else [("source.name is not 'until_mixed'", ('source.limit',))]
+  usual = defaults()
+  off = {f'{main} is off': UNDER[main] for main in UNDER if not get(config, main)}
+  if get(config, 'source.name') != 'until_mixed':
+    off["source.name is not 'until_mixed'"] = ('source.limit',)
   return [
     f'config.{path} is set and counts for nothing: config.{why}.'
-    for why, rest in off
+    for why, rest in off.items()
     for path in rest
     if plain(get(config, path)) not in (None, plain(get(usual, path)))
   ]
@@ -74,8 +74,7 @@ def found(config, method: Method) -> Iterator[tuple[str, str]]:
     also = path == 'source.accuracy' and (mixed or any(get(config, p) for p in SOURCES))
     if get(config, path) and wanted not in method.reads and not also:
       yield path, f'{name} does not ask for it (Method.reads)'
-  needs = (*method.needs, *method.prepare_needs, *method.measure_needs)
-  frozen = forward.roles(needs)['frozen']
+  frozen = forward.roles(forward.all_needs(method))['frozen']
   for role in ('ref', 'dpo', 'teacher'):
     if get(config, f'model.{role}') and role not in frozen:
       yield f'model.{role}', f'{name}, as it is set, has no such model'

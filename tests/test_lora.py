@@ -17,7 +17,6 @@ import toy
 from oracles import make_reference_logits as oracle
 
 from jaxrl_llm import (
-  assemble,
   checkpoint,
   forward,
   initial,
@@ -228,7 +227,7 @@ def test_every_method_trains_adapters_alone(name):
     stored.config, SMALL, None, functools.partial(weights.read, stored)
   )
   tx = optax.adam(1e-2)
-  roles = forward.roles(assemble.all_needs(method))
+  roles = forward.roles(forward.all_needs(method))
   mesh = sharding.make_mesh(fsdp=1)
   others = {role: model for role in roles['frozen'] - {*initial.BORN}}
   state = initial.state(
