@@ -4,9 +4,11 @@ import os
 import pathlib
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-# Compiling is most of what the tests take, and little of it is run for long.
+# Compiling is most of what the tests take, and little of it is run for long. These
+# three halve it; a jaxlib that no longer knows one of them stops and names it.
 os.environ['XLA_FLAGS'] = (
-  f'--xla_backend_optimization_level=0 {os.environ.get("XLA_FLAGS", "")}'
+  '--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false '
+  f'--xla_cpu_parallel_codegen_split_count=1 {os.environ.get("XLA_FLAGS", "")}'
 )
 
 import jax

@@ -90,6 +90,45 @@ def test_killed_at_every_step(plan, tmp_path):
     assert outcome(folder, c) == whole
 
 
+REPLAYED = dict(replay=4, replay_size=8)
+ENTROPY = dict(entropy_coef=0.01, entropy_target=3.0, entropy_delta=0.01)
+CARRIED = {  # Sections of a config, and options of the method.
+  'ppo kl_target': ({}, dict(kl_target=0.1)),
+  'ppo reward_scale': (dict(plan=dict(reward_scale='norm')), {}),
+  'grpo entropy_target': (dict(plan=ENTROPY), {}),
+  'grpo refresh': (dict(plan=dict(refresh=2, refresh_share=0.5)), {}),
+  'grpo pool': (dict(source=dict(pool=16)), {}),
+  'grpo replay': (dict(source=REPLAYED, plan=dict(importance='token')), {}),
+  'grpo ahead': (dict(source=dict(ahead=True), plan=dict(importance='token')), {}),
+  'dpo refresh': (dict(plan=dict(refresh=2)), {}),
+  'tr_dpo': ({}, dict(every=2)),
+  'grpo_care': ({}, dict(every=2)),
+  **dict.fromkeys(('bco', 'prompt_gdro', 'rollout_gdro'), ({}, {})),
+  **dict.fromkeys(('safe', 'safe_rlhf', 'hc_rlhf'), ({}, {})),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('what', CARRIED)
+def test_what_a_run_carries_besides_its_parameters_survives(tmp_path, what):
+  """Controllers, moving averages, adversaries, queues: dies before step 4 of 6."""
+  sections, options = CARRIED[what]
+  c = runs.config(what.split()[0], **sections)
+  c.method.update(options)
+  train.main(c, str(tmp_path / 'whole'))
+  with pytest.MonkeyPatch.context() as patch:
+    killed_at(patch, train, 'one_step', 4)
+    with pytest.raises(Killed):
+      train.main(c, str(tmp_path / 'killed'))
+  train.main(c, str(tmp_path / 'killed'))
+  assert outcome(tmp_path / 'killed', c) == outcome(tmp_path / 'whole', c)
+  born = runs.assembled(c).state
+  end = checkpoint.restore(tmp_path / 'whole', born)[0]
+  carried = lambda state: jax.tree.leaves((state.frozen, state.extra))
+  same = map(np.array_equal, carried(end), carried(born))
+  assert what == 'grpo ahead' or not all(same)
+
+
 @pytest.mark.parametrize(
   ('module', 'name', 'count'),
   [

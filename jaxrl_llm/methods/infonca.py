@@ -27,7 +27,10 @@ def infonca(*, beta: float = 0.01, temperature: float = 1e-4) -> Method:
 
 
 def listed(loss, beta: float, goal) -> Method:
-  """Of `goal(reward)`, log p, and `loss(r, log p)`, [B]; both are of [B, G]."""
+  """Of `goal(reward)`, log p, and `loss(r, log p)`, [B]; both are of [B, G].
+
+  A group of which a completion is not valid has a weight of 0.
+  """
   fitted = log_ratio(beta)
 
   def total(out, batch):
