@@ -1,4 +1,4 @@
-"""A run's policy for transformers: python experiments/export.py WORKDIR FOLDER"""
+"""A run for transformers, its policy or reward model: export.py WORKDIR FOLDER"""
 
 import argparse
 import sys
@@ -16,16 +16,19 @@ def main(argv: list[str]) -> None:
     '--adapters', action='store_true', help="a LoRA run's adapters alone, for PEFT"
   )
   args = parser.parse_args(argv)
-  policy = restored.policy(args.workdir)
+  _, method = restored.trained(args.workdir)
+  scores = 'reward' in restored.roles(method)
+  found = (restored.reward if scores else restored.policy)(args.workdir)
   if not args.adapters:
-    restored.export(policy, args.folder)
+    restored.export(found, args.folder)
     print(f'{args.folder}: config.json, model.safetensors and the tokenizer.')
     return
-  if policy.adapters is None:
-    raise InputError(f'{args.workdir} trained without LoRA; leave out --adapters.')
-  low_rank, params = policy.adapters
-  with_it = dict(base=policy.name, tokenizer=policy.tokenizer)
-  lora.save(args.folder, policy.fields, params, low_rank, **with_it)
+  if found.adapters is None or scores:
+    why = 'a reward model' if scores else 'without LoRA'
+    raise InputError(f'{args.workdir} trained {why}; leave out --adapters.')
+  low_rank, params = found.adapters
+  with_it = dict(base=found.name, tokenizer=found.tokenizer)
+  lora.save(args.folder, found.fields, params, low_rank, **with_it)
   print(f'{args.folder}: adapter_config.json, adapter_model.safetensors, tokenizer.')
 
 

@@ -32,8 +32,24 @@ def policy(workdir: str) -> Network:
   return network(workdir, 'policy')
 
 
+def reward(workdir: str) -> Network:
+  """The newest checkpoint's reward model, if it is a network with a head and no more.
+
+  Raises:
+    InputError: as of network; the method adds arrays of its own, or scores tokens.
+  """
+  found = network(workdir, 'reward')
+  needs = {*forward.all_needs(found.method)} - {'score', 'attributes', 'own'}
+  if needs or found.method.serve or found.method.soft:
+    raise InputError(
+      f'{workdir} trained {found.config.method.name}, which is more than one score of '
+      f'a whole completion {sorted(needs)}: no classifier of transformers has that.'
+    )
+  return found
+
+
 def export(network: Network, folder: str | Path) -> None:
-  """A new Hugging Face folder of a policy, with its tokenizer (weights.save)."""
+  """A new Hugging Face folder of a network, with its tokenizer (weights.save)."""
   weights.save(folder, network.fields, network.params, tokenizer=network.tokenizer)
 
 
@@ -49,6 +65,11 @@ def trained(workdir: str) -> tuple[config_dict.ConfigDict, Method]:
   """A run's config, and its method."""
   config = configured(workdir)
   return config, assemble.make_method(config)
+
+
+def roles(method: Method) -> set[str]:
+  """What a run of this method trains."""
+  return forward.roles(forward.all_needs(method))['params']
 
 
 def own(workdir: str, network: 'Network') -> Params:
@@ -70,7 +91,7 @@ def network(workdir: str, role: str) -> Network:
   """
   config = configured(workdir)
   method = assemble.make_method(config)
-  has = forward.roles(forward.all_needs(method))['params']
+  has = roles(method)
   if role not in has:
     raise InputError(f'{workdir} trains {sorted(has)} and no {role}.')
   model = pretrained.configured(config.model)

@@ -1,6 +1,8 @@
 """Hugging Face's `config.json`: to `DecoderConfig`, and back as it was read."""
 
+import copy
 import difflib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +108,37 @@ def stored(values: dict[str, Any], tokenizer=None) -> dict[str, Any]:
   ids = {} if tokenizer is None else special_ids(tokenizer)
   kept = {k: v for k, v in values.items() if k not in ('dtype', 'torch_dtype')}
   return kept | {'torch_dtype': 'float32'} | ids
+
+
+def classifier(values: dict[str, Any], scores: int) -> dict[str, Any]:
+  """The same decoder as a sequence classifier of so many scores."""
+  speaks = values.get('architectures') or [f'{values["model_type"].title()}ForCausalLM']
+  stem = re.split('ForCausalLM|LMHeadModel|For[A-Z]', speaks[0])[0]
+  labels = {str(i): f'LABEL_{i}' for i in range(scores)}
+  return values | {
+    'architectures': [f'{stem}ForSequenceClassification'],
+    'id2label': labels,
+    'label2id': {label: int(i) for i, label in labels.items()},
+  }
+
+
+def padded(tokenizer):
+  """A copy that pads with no token that ends a completion: transformers' classifiers
+  read the last token that is no padding, and ours the one that ends the completion.
+  """
+  found, ends = copy.deepcopy(tokenizer), endings.stop_ids(tokenizer)
+  free = [
+    token
+    for token in (found.pad_token, found.unk_token, found.bos_token)
+    if token is not None and found.convert_tokens_to_ids(token) not in ends
+  ]
+  if not free:
+    raise InputError(
+      'The tokenizer has no token to pad with but those that end a completion '
+      '(pad_token, unk_token, bos_token). Give it another: tokenizer.pad_token = ...'
+    )
+  found.pad_token = free[0]
+  return found
 
 
 def special_ids(tokenizer) -> dict[str, int | list[int] | None]:

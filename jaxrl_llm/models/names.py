@@ -15,10 +15,12 @@ class Names(NamedTuple):
   transpose: bool  # They store [out, in], we store [in, out].
 
 
+SCORES = Names(('scores',), 'score.weight', True)  # Of a sequence classifier.
 HEAD = (
   Names(('embed',), 'model.embed_tokens.weight', False),
   Names(('final_norm',), 'model.norm.weight', False),
   Names(('head',), 'lm_head.weight', True),
+  SCORES,
 )
 ATTENTION = {f'self_attn.{x}_proj': x for x in 'qkvo'}
 GATED = {f'mlp.{x}_proj': x for x in ('gate', 'up', 'down')}
@@ -99,6 +101,7 @@ def gpt2_names() -> tuple[Names, ...]:
     Names(('final_norm',), 'transformer.ln_f.weight', False),
     Names(('final_norm_bias',), 'transformer.ln_f.bias', False),
     Names(('head',), 'lm_head.weight', True),
+    SCORES,
   ]
   for our, hf in modules.items():
     prefix = f'transformer.h.{{}}.{hf}'

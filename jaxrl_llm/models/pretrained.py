@@ -22,6 +22,7 @@ from jaxrl_llm.models import (
 )
 from jaxrl_llm.models.config import DecoderConfig
 from jaxrl_llm.models.endings import stop_ids as stop_ids  # A tokenizer's, for callers.
+from jaxrl_llm.models.names import SCORES
 from jaxrl_llm.types import InputError, Params
 
 SMOLLM2 = 'SmolLM2-135M-Instruct.Q4_1.gguf'
@@ -62,11 +63,12 @@ class Pretrained(NamedTuple):
   fields: dict[str, Any]  # The model's config.json.
   tokenizer: Any
   params: Callable[..., Params]
+  scores: int = 0  # Of a sequence classifier; 0 of a model that speaks.
 
 
 def _of(stored: weights.Stored, tokenizer) -> Pretrained:
   read = functools.partial(weights.read, stored)
-  return Pretrained(stored.config, stored.fields, tokenizer, read)
+  return Pretrained(stored.config, stored.fields, tokenizer, read, stored.scores)
 
 
 def configured(model) -> Pretrained:
@@ -78,6 +80,28 @@ def configured(model) -> Pretrained:
 
 
 def load(name: str) -> Pretrained:
+  """A model that speaks, by name (named)."""
+  model = named(name)
+  if model.scores:
+    raise InputError(
+      f'{name} is a sequence classifier, which has scores and no words. As a reward it '
+      f"is dict(name='classifier', model={name!r})."
+    )
+  return model
+
+
+def classifier(name: str) -> Pretrained:
+  """A sequence classifier by name (named), such as a published reward model."""
+  model = named(name)
+  if not model.scores:
+    raise InputError(
+      f'{name} is no sequence classifier: it has no tensor {SCORES.hf}. The reward '
+      'likelihood takes a model that speaks, and learned the run of a reward model.'
+    )
+  return model
+
+
+def named(name: str) -> Pretrained:
   """A model by name.
 
   Args:
@@ -253,6 +277,12 @@ def render(
     )
   except Exception as error:  # A template raises what it likes: jinja, KeyError, ...
     raise InputError(f'the chat template refuses the conversation: {error}') from error
+
+
+def encode_said(tokenizer, messages: list[dict]) -> list[int]:
+  """Ids of a conversation that nobody answers, as the template ends it."""
+  said = render(tokenizer, messages, ask=False)
+  return tokenizer.encode(said, add_special_tokens=False)
 
 
 def encode_chat(tokenizer, messages: list[dict]) -> list[int]:

@@ -21,7 +21,7 @@ from jaxrl_llm.models import config_json, fields
 from jaxrl_llm.models.config import DecoderConfig, Lora
 from jaxrl_llm.models.decoder import Decoder
 from jaxrl_llm.models.families import FAMILIES
-from jaxrl_llm.models.names import Names
+from jaxrl_llm.models.names import SCORES, Names
 from jaxrl_llm.types import InputError, Params
 
 FILE, INDEX = 'model.safetensors', 'model.safetensors.index.json'
@@ -60,13 +60,16 @@ class Stored(NamedTuple):
   fields: dict[str, Any]  # Its config.json.
   due: dict[str, tuple[Slot, ...]]
   read: Callable[[str], np.ndarray]  # A tensor by its name.
+  scores: int = 0  # Of a sequence classifier, how many it gives.
 
 
 @functools.cache
-def shapes(config: DecoderConfig, lora: Lora | None = None) -> dict[TreePath, Shape]:
+def shapes(
+  config: DecoderConfig, lora: Lora | None = None, scores: int = 0
+) -> dict[TreePath, Shape]:
   """The shape of every parameter by its path in our tree."""
   one = jnp.zeros((1, 1, 1), jnp.int32)
-  init = Decoder(config, lora=lora).init
+  init = Decoder(config, lora=lora, scores=scores).init
   mask = jnp.ones((1, 1, 1, 1), bool)
   tree = jax.eval_shape(init, jax.random.key(0), one, one, mask)['params']
   flat = flax.traverse_util.flatten_dict(tree)
@@ -74,11 +77,11 @@ def shapes(config: DecoderConfig, lora: Lora | None = None) -> dict[TreePath, Sh
 
 
 def slots(
-  config: DecoderConfig, names: tuple[Names, ...]
+  config: DecoderConfig, names: tuple[Names, ...], scores: int = 0
 ) -> dict[str, tuple[Slot, ...]]:
   """Every tensor due for `config`, by its name in the file."""
   due: dict[str, tuple[Slot, ...]] = {}
-  tree = shapes(config)
+  tree = shapes(config, scores=scores)
   for row in names:
     if row.path not in tree:
       continue
@@ -127,7 +130,7 @@ def read(stored: Stored, place=lambda path, shape: None) -> Params:
     place: path ('layers/q') and shape of a leaf to its sharding; None is the default
       device.
   """
-  tree, leaves = shapes(stored.config), {}
+  tree, leaves = shapes(stored.config, scores=stored.scores), {}
 
   def put(x, parts):  # Its locals are gone before the next tensor is read.
     x = x.T if parts[0].transpose else x
@@ -168,12 +171,13 @@ def open_folder(folder: str | Path) -> Stored:
         f'{folder}: {name} is {view.dtype}; this decoder reads '
         f'{", ".join(DTYPES)}. Convert the checkpoint to one of them.'
       )
-  due = slots(config, FAMILIES[values['model_type']].names)
+  scores = views[SCORES.hf].shape[0] if SCORES.hf in views else 0
+  due = slots(config, FAMILIES[values['model_type']].names, scores)
   check(due, {name: view.shape for name, view in views.items()}, folder)
-  if config.tied and HEAD in stored:
+  if config.tied and HEAD in stored and not scores:
     embed = next(name for name in due if due[name][0].path == ('embed',))
     _check_head(stored[HEAD], views[embed], folder)
-  return Stored(config, values, due, lambda name: _numbers(views[name]))
+  return Stored(config, values, due, lambda name: _numbers(views[name]), scores)
 
 
 def in_memory(values: dict[str, Any], params: Params) -> Stored:
@@ -288,7 +292,8 @@ def save(
 ) -> None:
   """Writes a folder that `AutoModelForCausalLM.from_pretrained` loads, in float32.
 
-  The folder appears whole or not at all. The host holds one file's tensors at a time.
+  With a head of scores `AutoModelForSequenceClassification` does. The folder appears
+  whole or not at all. The host holds one file's tensors at a time.
 
   Args:
     values: the `config.json` of the model that was loaded (`Stored.fields`).
@@ -302,14 +307,19 @@ def save(
       the tokenizer has no EOS.
   """
   config = config_json.decoder(values, 'config')
-  due = slots(config, FAMILIES[values['model_type']].names)
-  _check_params(params, config)
+  scores = params['scores'].shape[-1] if 'scores' in params else 0
+  due = slots(config, FAMILIES[values['model_type']].names, scores)
+  _check_params(params, config, scores)
+  if scores:
+    values = config_json.classifier(values, scores)
+    tokenizer = tokenizer and config_json.padded(tokenizer)
   with appearing(folder) as part:
     content = config_json.stored(values, tokenizer)
     (part / 'config.json').write_text(json.dumps(content, indent=2) + '\n')
     _save_tensors(part, due, params, shard_bytes)
     if tokenizer is not None:
       tokenizer.save_pretrained(part)
+    if tokenizer is not None and not scores:
       # transformers generates by this file, not by config.json.
       ids = json.dumps(config_json.special_ids(tokenizer), indent=2)
       (part / 'generation_config.json').write_text(ids + '\n')
@@ -361,8 +371,8 @@ def _tensor(flat, parts: tuple[Slot, ...]) -> np.ndarray:
   return np.ascontiguousarray(x.T if parts[0].transpose else x)
 
 
-def _check_params(params: Params, config: DecoderConfig) -> None:
-  flat, tree = flax.traverse_util.flatten_dict(params), shapes(config)
+def _check_params(params: Params, config: DecoderConfig, scores: int = 0) -> None:
+  flat, tree = flax.traverse_util.flatten_dict(params), shapes(config, scores=scores)
   for path in sorted(flat.keys() | tree.keys()):
     shape = tuple(flat[path].shape) if path in flat else None
     if shape != tree.get(path):
