@@ -18,15 +18,15 @@ from ml_collections import config_dict
 
 from jaxrl_llm.default_config import adam, default_config, stored
 
-# A method's kind of data, the role that it trains, and tokens a row.
-METHODS = {'kto': ('labels', 'policy', 512), 'bradley_terry': ('pairs', 'reward', 768)}
+# A method's kind of data, and the role that it trains.
+METHODS = {'kto': ('labels', 'policy'), 'bradley_terry': ('pairs', 'reward')}
 
 
 def get_config(method: str = 'kto') -> config_dict.ConfigDict:
   c = default_config(f'gsm8k_solutions_{method}', method)
-  kind, role, width = METHODS[method]
+  kind, role = METHODS[method]
   c.steps = 63
-  c.plan.pack = width
+  c.plan.pack = 768
   c.model.lora.rank = 16
   c.optimizer = {role: adam(2e-4)}
   c.optimizer[role].decay = 'linear'

@@ -7,13 +7,7 @@ ARMS = {
   'bt': ['--config=configs/gsm8k_solutions.py:bradley_terry', SOLUTIONS],
   'dpo': ['--config=configs/hh.py:dpo', '--config.data.path={hh}'],
   'sft': ['--config=configs/gsm8k_sft.py', '--config.data.path={gsm8k}/train.jsonl'],
-  'kto': [
-    '--config=configs/gsm8k_solutions.py:kto',
-    SOLUTIONS,
-    '--config.steps=32',
-    '--config.evaluation.every=32',
-    '--config.data.test_size=250',
-  ],
+  'kto': ['--config=configs/gsm8k_solutions.py:kto', SOLUTIONS],
 }
 METHODS = ('bradley_terry', 'dpo', 'sft', 'kto')
 HELD_OUT = tuple(
