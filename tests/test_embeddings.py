@@ -6,6 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import runs
 import test_forward
@@ -22,7 +23,7 @@ from jaxrl_llm.models.decoder import Decoder
 from jaxrl_llm.ops import users, weights
 from jaxrl_llm.rewards.learned import learned
 from jaxrl_llm.rewards.sample import Sample
-from jaxrl_llm.step import sense, weigh
+from jaxrl_llm.step import make_update_step, sense, weigh
 from jaxrl_llm.tasks.records import Record, chat
 from jaxrl_llm.types import InputError, Outputs
 
@@ -298,6 +299,27 @@ def test_a_strangers_loss_is_the_general_one():
   assert make(alpha=1.0).needs == ('score',)
   with pytest.raises(InputError, match='personal_pairs'):
     make().prepare(toy.state(), batch.replace(extra={}))
+
+
+def test_users_who_want_opposite_things_are_told_apart():
+  """The same pairs, chosen the other way round by user 2: each is met, where one score
+  for all would be right about half, and anybody's is.
+  """
+  m, tx = build.method('p_rlhf', count=2, tokens=2), optax.adam(3e-2)
+  batch = toy.batch()
+  twice = jax.tree.map(lambda x: jnp.concatenate([x, x]), batch)
+  turn = lambda x: x.at[toy.B :].set(x[toy.B :, ::-1])
+  told = {k: turn(getattr(twice, k)) for k in ('completions', 'mask', 'length')}
+  user = jnp.repeat(jnp.array([1.0, 2.0]), toy.B)
+  twice = twice.replace(**told, extra=twice.extra | {'user': user})
+  state = toy.state(tx, own=m.own)
+  step = jax.jit(make_update_step(toy.forward, tx, m))
+  for _ in range(150):
+    state, found = step(state, twice)
+  assert found['accuracy'] > 0.9
+  close(found['nll_anybody'], np.log(2.0), 0.02)
+  nobody = twice.replace(extra=twice.extra | {'user': jnp.zeros(2 * toy.B)})
+  assert step(state, nobody)[1]['accuracy'] == 0.5
 
 
 def test_the_runs_users_are_served(tmp_path):
