@@ -368,6 +368,9 @@ def test_tfds_without_tensorflow(tmp_path):
   assert said == {row['prompt']: row['completion'] for row in THREE}
   with pytest.raises(InputError, match='is there already'):
     prepare.write({'train': rows}, str(tmp_path / 'tfds'))
+  with pytest.raises(InputError, match="split is named 'a/b'"):
+    prepare.write({'a/b': rows}, str(tmp_path / 'other'))
+  assert not (tmp_path / 'other').exists()
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Any table as a tensorflow-datasets folder of array_record: random access."""
 
 import json
+import re
 
 from jaxrl_llm.data.tables import open_table
 from jaxrl_llm.types import InputError
@@ -14,8 +15,14 @@ def write(splits: dict[str, str], folder: str) -> str:
   Args:
     splits: split name to a path (tables.open_table).
     folder: must not hold a prepared data set yet.
+
+  Raises:
+    InputError: a split's name is no word, it has no rows, or the data set is there.
   """
   import tensorflow_datasets as tfds
+
+  if odd := [split for split in splits if not re.fullmatch(r'\w+', split)]:
+    raise InputError(f'A split is named {odd[0]!r}; use letters, digits and _ alone.')
 
   found = {split: open_table(path) for split, path in splits.items()}
 
