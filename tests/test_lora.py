@@ -171,6 +171,7 @@ FIRST = {
   'f_dpo': dict(loss=np.log(2), margin=0.0),
   'dpo_positive': dict(loss=np.log(2), margin=0.0),
   'ln_dpo': dict(loss=np.log(2), margin=0.0),
+  'mapl': dict(loss=np.log(2), margin=0.0),
   'tr_dpo': dict(loss=np.log(2), margin=0.0),  # AT-30.
   'aot': dict(loss=np.log(2), margin=0.0),
   'r_dpo': dict(margin=0.01 * np.diff(toy.batch().length[:, ::-1]).mean()),
