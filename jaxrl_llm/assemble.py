@@ -200,6 +200,7 @@ def make_decoders(config, model, others, mesh, adapters, heads) -> dict[str, Dec
       config.model.remat,
       scores=initial.scores(s.role, heads),
       spread=sharding.constrain(mesh),
+      whole=sharding.whole_rows(mesh),
       lora=adapters if s.tree == 'params' or s.role in initial.ADAPTED else None,
     )
     for s in forward.SENSORS.values()

@@ -115,6 +115,18 @@ def constrain(mesh: Mesh):
   )
 
 
+def whole_rows(mesh: Mesh):
+  """Returns `f(embedding) -> embedding` with the rows [V, D] whole, for a look-up.
+
+  From rows that are split the partitioner makes each device look up all of the batch;
+  on fsdp alone, what it looks up of all is then exchanged for its own share of it.
+  """
+  if sum(size > 1 for size in mesh.shape.values()) < 2:
+    return lambda words: words
+  rows = NamedSharding(mesh, P('tensor', None))
+  return lambda words: jax.lax.with_sharding_constraint(words, rows)
+
+
 def host_rows(count: int, mesh: Mesh) -> slice:
   """The rows of a batch of `count` prompts that lie on this process's devices."""
   rows = NamedSharding(mesh, P(BATCH)).addressable_devices_indices_map((count,))

@@ -82,7 +82,8 @@ def mesh_of(name):
 def program(name, config=CONFIG, method='grpo'):
   """A step of two minibatches in the host's order: (compiled, state, batch)."""
   mesh = mesh_of(name)
-  decoder = Decoder(config, spread=sharding.constrain(mesh))
+  placed = dict(spread=sharding.constrain(mesh), whole=sharding.whole_rows(mesh))
+  decoder = Decoder(config, **placed)
   step = make_update_step(
     forward.make_forward({'policy': decoder, 'ref': decoder}),
     TX,
@@ -141,6 +142,13 @@ def test_every_device_holds_its_share(name):
   """Activations too: a gathered batch would be up to eight times the share."""
   room = lambda name: program(name)[0].memory_analysis().temp_size_in_bytes
   assert room(name) < 1.5 * room('one') / 8
+
+
+@pytest.mark.parametrize('name', ['fsdp', 'data', 'tensor'])
+def test_nothing_is_gathered_for_want_of_a_way(name, capfd):
+  """XLA warns where it knows no way from one layout to the next but by the whole."""
+  program.__wrapped__(name)
+  assert 'rematerialization' not in capfd.readouterr().err
 
 
 def test_the_state_is_updated_in_place():

@@ -54,7 +54,8 @@ class Decoder(nn.Module):
   `scores` above 0 gives the tree a matrix `scores [D, scores]` in place of a
   language-model head: a critic or a reward model. `spread` keeps activations split
   over prompts (sharding.constrain): without it the partitioner follows the split of
-  the weights and gathers the batch on every device. `lora` adds adapters to the tree.
+  the weights and gathers the batch on every device; so it would where tokens are looked
+  up, but for `whole` (sharding.whole_rows). `lora` adds adapters to the tree.
   `unrolled` takes parameters, prefix and cache layer by layer (`unstack`) and gives
   keys and values so: a loop over layers would copy each layer's weights and cache.
   """
@@ -64,6 +65,7 @@ class Decoder(nn.Module):
   remat: str = 'none'
   scores: int = 0
   spread: Callable[[Array], Array] = lambda x: x
+  whole: Callable[[Array], Array] = lambda x: x
   lora: Lora | None = None
   unrolled: bool = False
 
@@ -97,7 +99,11 @@ class Decoder(nn.Module):
       self.param('scores', ZEROS, (c.width, self.scores))
     elif not c.tied:
       self.param('head', NORMAL, (c.width, c.vocab))
-    x = tokens if tokens.ndim == 4 else embed.astype(self.dtype)[tokens]
+    x = tokens
+    if tokens.ndim < 4:
+      words = embed.astype(self.dtype)
+      # A decoded token is one row: it would not pay to gather the words for it.
+      x = (self.whole(words) if cache is None else words)[tokens]
     x = x.astype(self.dtype) * jnp.asarray(c.embed_scale, self.dtype)
     if c.rope is None:
       table = self.param('position', NORMAL, (c.max_positions, c.width))
