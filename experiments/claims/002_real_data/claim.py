@@ -1,4 +1,4 @@
-"""The configs for stored completions on real data. Under twenty minutes an arm."""
+"""The configs for stored completions on real data."""
 
 from jaxrl_llm.train import interval
 
