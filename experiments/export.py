@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from jaxrl_llm import command, restored
+from jaxrl_llm import command, forward, restored
 from jaxrl_llm.models import lora
 from jaxrl_llm.types import InputError
 
@@ -17,7 +17,7 @@ def main(argv: list[str]) -> None:
   )
   args = parser.parse_args(argv)
   _, method = restored.trained(args.workdir)
-  scores = 'reward' in restored.roles(method)
+  scores = 'reward' in forward.networks(method)['params']
   found = (restored.reward if scores else restored.policy)(args.workdir)
   if not args.adapters:
     restored.export(found, args.folder)

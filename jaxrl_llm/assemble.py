@@ -163,10 +163,7 @@ def refreshing(config, method: Method) -> Method:
   u = config.plan
   if not (every := u.get('refresh', 0)):
     return method
-  if (
-    initial.lora(config.model)
-    or 'ref' not in forward.roles(forward.all_needs(method))['frozen']
-  ):
+  if initial.lora(config.model) or 'ref' not in forward.networks(method)['frozen']:
     raise InputError(
       'config.plan.refresh moves a reference that is a copy of the policy. With LoRA '
       f'it is the base, and {config.method.name} may have none: set refresh=0.'
@@ -325,7 +322,7 @@ def critic_start(config, trained) -> str:
 
 def make_optimizer(config, method: Method, total_updates: int):
   """An optimizer for every trained role; each needs its entry in config.optimizer."""
-  trained = forward.roles(forward.all_needs(method))['params']
+  trained = forward.networks(method)['params']
   if missing := trained - set(config.optimizer):
     raise InputError(
       f'Method {config.method.name} trains {sorted(trained)}; config.optimizer lacks '

@@ -166,6 +166,11 @@ def roles(needs: Iterable[str]) -> dict[str, set[str]]:
   return found
 
 
+def networks(method: Method) -> dict[str, set[str]]:
+  """The roles of all that a method needs, as `roles` has them."""
+  return roles(all_needs(method))
+
+
 def members(decoder: Decoder, trees: dict[str, Params], batch: Batch) -> Array:
   """What each model of an ensemble says of a completion: [B, G, K]."""
 

@@ -67,11 +67,6 @@ def trained(workdir: str) -> tuple[config_dict.ConfigDict, Method]:
   return config, assemble.make_method(config)
 
 
-def roles(method: Method) -> set[str]:
-  """What a run of this method trains."""
-  return forward.roles(forward.all_needs(method))['params']
-
-
 def own(workdir: str, network: 'Network') -> Params:
   """What the newest checkpoint has of the method's own arrays."""
   width = network.decoder.config.width
@@ -91,7 +86,7 @@ def network(workdir: str, role: str) -> Network:
   """
   config = configured(workdir)
   method = assemble.make_method(config)
-  has = roles(method)
+  has = forward.networks(method)['params']
   if role not in has:
     raise InputError(f'{workdir} trains {sorted(has)} and no {role}.')
   model = pretrained.configured(config.model)

@@ -74,7 +74,7 @@ def found(config, method: Method) -> Iterator[tuple[str, str]]:
     also = path == 'source.accuracy' and (mixed or any(get(config, p) for p in SOURCES))
     if get(config, path) and wanted not in method.reads and not also:
       yield path, f'{name} does not ask for it (Method.reads)'
-  frozen = forward.roles(forward.all_needs(method))['frozen']
+  frozen = forward.networks(method)['frozen']
   for role in ('ref', 'dpo', 'teacher'):
     if get(config, f'model.{role}') and role not in frozen:
       yield f'model.{role}', f'{name}, as it is set, has no such model'

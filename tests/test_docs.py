@@ -86,7 +86,7 @@ def verdicts() -> dict[str, list[str]]:
 
 def networks(name: str) -> str:
   """What a method learns from, and the networks beside the policy that it needs."""
-  roles = forward.roles(forward.all_needs(test_contract.method(name)))
+  roles = forward.networks(test_contract.method(name))
   trained, frozen = (sorted(roles[k] - {'policy'}) for k in ('params', 'frozen'))
   data = default_config.KINDS.get(name, 'fresh answers').replace('_', ' ')
   trained = [] if roles['params'] == {*trained} and len(trained) == 1 else trained

@@ -228,7 +228,7 @@ def test_every_method_trains_adapters_alone(name):
     stored.config, SMALL, None, functools.partial(weights.read, stored)
   )
   tx = optax.adam(1e-2)
-  roles = forward.roles(forward.all_needs(method))
+  roles = forward.networks(method)
   mesh = sharding.make_mesh(fsdp=1)
   others = {role: model for role in roles['frozen'] - {*initial.BORN}}
   state = initial.state(

@@ -580,14 +580,15 @@ class TestGGUF:
 
 class TestTiny:
   def test_characters_round_trip(self):
-    config, _, tokenizer, params = pretrained.load('tiny')
+    tiny = pretrained.load('tiny')
+    tokenizer = tiny.tokenizer
     ids = tokenizer(PRINTABLE).input_ids
     assert ids == list(range(96))
     assert tokenizer.decode(ids) == PRINTABLE
     assert tokenizer('é').input_ids == [97]  # <unk>, after 96 characters and <eos>.
     assert tokenizer.eos_token_id == tokenizer.pad_token_id == 96
     assert pretrained.stop_ids(tokenizer) == (96,)
-    assert len(tokenizer) == config.vocab == len(params()['embed']) == 104
+    assert len(tokenizer) == tiny.config.vocab == len(tiny.params()['embed']) == 104
 
   def test_parameters(self):
     params = pretrained.load('tiny').params()

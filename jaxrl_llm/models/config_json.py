@@ -112,11 +112,11 @@ def stored(values: dict[str, Any], tokenizer=None) -> dict[str, Any]:
 
 def classifier(values: dict[str, Any], scores: int) -> dict[str, Any]:
   """The same decoder as a sequence classifier of so many scores."""
-  speaks = values.get('architectures') or [f'{values["model_type"].title()}ForCausalLM']
-  stem = re.split('ForCausalLM|LMHeadModel|For[A-Z]', speaks[0])[0]
+  speaks = values.get('architectures') or []
+  stems = [re.split('LMHeadModel|For[A-Z]', name)[0] for name in speaks]
   labels = {str(i): f'LABEL_{i}' for i in range(scores)}
   return values | {
-    'architectures': [f'{stem}ForSequenceClassification'],
+    'architectures': [f'{stem}ForSequenceClassification' for stem in stems],
     'id2label': labels,
     'label2id': {label: int(i) for i, label in labels.items()},
   }

@@ -279,17 +279,12 @@ def render(
     raise InputError(f'the chat template refuses the conversation: {error}') from error
 
 
-def encode_said(tokenizer, messages: list[dict]) -> list[int]:
-  """Ids of a conversation that nobody answers, as the template ends it."""
-  said = render(tokenizer, messages, ask=False)
-  return tokenizer.encode(said, add_special_tokens=False)
-
-
-def encode_chat(tokenizer, messages: list[dict]) -> list[int]:
-  """Ids of a conversation up to where the assistant speaks.
+def encode_chat(tokenizer, messages: list[dict], ask: bool = True) -> list[int]:
+  """Ids of a conversation up to where the assistant speaks; without `ask`, no further
+  than what is said.
 
   Args:
     messages: {'role': ..., 'content': ...} each; the chat template words them. BOS is
       the template's affair: the tokenizer adds no second one.
   """
-  return tokenizer.encode(render(tokenizer, messages), add_special_tokens=False)
+  return tokenizer.encode(render(tokenizer, messages, ask), add_special_tokens=False)

@@ -307,12 +307,13 @@ def save(
       the tokenizer has no EOS.
   """
   config = config_json.decoder(values, 'config')
-  scores = params['scores'].shape[-1] if 'scores' in params else 0
+  head = np.shape(params.get('scores', ()))
+  scores = head[1] if len(head) == 2 else 0
   due = slots(config, FAMILIES[values['model_type']].names, scores)
   _check_params(params, config, scores)
   if scores:
     values = config_json.classifier(values, scores)
-    tokenizer = tokenizer and config_json.padded(tokenizer)
+    tokenizer = None if tokenizer is None else config_json.padded(tokenizer)
   with appearing(folder) as part:
     content = config_json.stored(values, tokenizer)
     (part / 'config.json').write_text(json.dumps(content, indent=2) + '\n')

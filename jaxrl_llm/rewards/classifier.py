@@ -64,7 +64,7 @@ def tokens(tokenizer, sample: Sample) -> list[int]:
     return tokenizer.encode(asked + said)
   try:
     answer = {'role': 'assistant', 'content': said}
-    return pretrained.encode_said(tokenizer, [*asked, answer])
+    return pretrained.encode_chat(tokenizer, [*asked, answer], ask=False)
   except InputError:
     return []
 
