@@ -227,8 +227,11 @@ def read(seen: Seen, names: dict[str, str], batch: Batch) -> dict:
   reads, out = set(names.values()), {}
   if reads & {'logp', 'entropy'}:
     kernel = head_kernel(seen.params)
+    how: dict = dict(cap=seen.cap)
+    if batch.layout is not None:  # The smaller a chunk, the fewer of it are not wanted.
+      how |= dict(live=seen.tokens >= 0, chunk=logprobs.CHUNK // 2)
     stats = logprobs.token_stats(
-      seen.before, kernel, seen.tokens, seen.temperature, cap=seen.cap
+      seen.before, kernel, seen.tokens, seen.temperature, **how
     )
     out['logp'], out['entropy'] = map(seen.back, stats)
   if 'collision' in reads:
@@ -354,21 +357,26 @@ def unpadded(decoder: Decoder, params, batch: Batch, given=None):
 def packed(decoder: Decoder, params, batch: Batch, given=None):
   """Whole groups behind each other in rows, as the host has planned; see `padded`.
 
-  Of a batch of one piece (pieces.piece). Returns arrays of [R, 1, S] slots in place of
-  [B, G, T]; what is read leads back to 0 in groups of other pieces.
+  Of a batch of one piece (pieces.piece). Returns arrays of [R, 1, S] in place of
+  [B, G, T], a row's completions first, then token -1; what is read leads back to 0 in
+  groups of other pieces.
   """
   plan = batch.layout
   plan = plan.replace(**{k: jnp.squeeze(vars(plan)[k], 0) for k in pieces.ROWS})
   prompts, _, completions = groups(batch)
   flat = jnp.concatenate([prompts.ravel(), completions.ravel()])
-  tokens = told = flat[plan.source][:, None]
+  told = flat[plan.source][:, None]
   if given is not None:
     wide = [x.reshape(-1, x.shape[-1]) for x in (params['embed'][prompts], given)]
     told = jnp.concatenate(wide)[plan.source][:, None]
-  at, _ = decoder.apply({'params': params}, told, plan.position[:, None], visible(plan))
-  before = jnp.take_along_axis(at, plan.before[:, None, :, None], 2)
+  x, _ = decoder.apply({'params': params}, told, plan.position[:, None], visible(plan))
+  said = jnp.maximum(plan.said, 0)
+  pick = lambda slots: jnp.take_along_axis(x, slots[:, None, :, None], 2)
+  before, at = pick(plan.before), pick(said)
+  source = jnp.take_along_axis(plan.source, said, 1)
+  tokens = jnp.where(plan.said < 0, -1, flat[source])[:, None]
   warmth = jnp.broadcast_to(batch.temperature[..., None], batch.completions.shape)
-  warmth = warmth.ravel()[jnp.maximum(plan.source - prompts.size, 0)][:, None]
+  warmth = warmth.ravel()[jnp.maximum(source - prompts.size, 0)][:, None]
   blank = lambda x: jnp.where(pieces.along(plan.piece == 0, x), x, 0.0)
   back = lambda x: blank(x.reshape(-1, *x.shape[3:])[plan.back])
   return before, at, tokens, warmth, back

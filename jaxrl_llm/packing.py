@@ -64,7 +64,7 @@ def bins(sizes: Sequence[int], width: int) -> list[list[int]]:
 
 
 def place(prompts, length, rows, height, width, positions, t) -> dict:
-  """The rows' arrays [height, S], and `back` into all their slots.
+  """The rows' arrays [height, S], and `back` into all their completion tokens.
 
   Args:
     prompts: [B, N] lengths, N = 1 or G where each row has a prompt of its own.
@@ -74,9 +74,10 @@ def place(prompts, length, rows, height, width, positions, t) -> dict:
   b, n, k = length.shape
   names = ('source', 'position', 'group', 'branch', 'before')
   out = {name: np.zeros((height, width), np.int32) for name in names}
+  out['said'] = np.full((height, width), -1, np.int32)
   back = np.zeros((b, n * k, t), np.int32)
   for r, members in enumerate(rows):
-    slot = 0
+    slot = told = 0
     alone = [(i, j) for i in members for j in range(n)]
     for number, (i, m) in enumerate(alone, 1):
       p = int(prompts[i, m])
@@ -91,8 +92,11 @@ def place(prompts, length, rows, height, width, positions, t) -> dict:
         out['position'][r, at] = first + np.arange(size)
         out['group'][r, at], out['branch'][r, at] = number, branch
         if branch and size:
-          out['before'][r, at] = [last, *range(slot, slot + size - 1)]
-          back[i, m * k + branch - 1, :size] = r * width + slot + np.arange(size)
+          here = slice(told, told + size)
+          out['before'][r, here] = [last, *range(slot, slot + size - 1)]
+          out['said'][r, here] = slot + np.arange(size)
+          back[i, m * k + branch - 1, :size] = r * width + told + np.arange(size)
+          told += size
         slot += size
   return out | {'back': back}
 

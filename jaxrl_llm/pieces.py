@@ -12,7 +12,8 @@ from jaxrl_llm.masking import clean
 from jaxrl_llm.ops import metrics as metrics_lib
 from jaxrl_llm.types import Batch
 
-ROWS = ('source', 'position', 'group', 'branch', 'before')  # Of a layout, by piece.
+# Of a layout, by piece.
+ROWS = ('source', 'position', 'group', 'branch', 'said', 'before')
 WEIGHTS = ('weight', 'seq_weight', 'prompt_weight')
 
 

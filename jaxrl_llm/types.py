@@ -38,8 +38,10 @@ class Layout:
   position: Array  # [M, R, S] int32, within its prompt and completion.
   group: Array  # [M, R, S] int32, from 1; 0 is padding.
   branch: Array  # [M, R, S] int32, 0 in the prompt and 1 + g in completion g.
-  before: Array  # [M, R, S] int32, the slot of the token before a completion's.
-  back: Array  # [B, G, T] int32, into R * S of the group's piece.
+  # A row's completion tokens in order, first in S places; behind them nothing is said.
+  said: Array  # [M, R, S] int32, the slot of a completion's token; -1 behind the last.
+  before: Array  # [M, R, S] int32, the slot of the token before it.
+  back: Array  # [B, G, T] int32, into R * S such places of the group's piece.
   piece: Array  # [B] int32, the piece of each group.
   count: Array  # [1] int32.
 

@@ -301,6 +301,22 @@ def test_chunks_change_nothing(chunk, block):
   jax.tree.map(lambda a, b: close(a, b, 5e-5), got[1], want[1])
 
 
+def test_a_chunk_without_a_live_token_is_not_computed():
+  """There the hidden states may be anything, and nothing of it reaches the kernel."""
+  hidden = jax.random.normal(jax.random.key(0), (1, 1, 12, D))
+  kernel, ids = head_kernel(params()['policy']), jnp.arange(12)[None, None]
+  live, warmth = (ids < 6) & (ids != 1), jnp.ones((1, 1))
+
+  def total(hidden, kernel, live):
+    found = logprobs.token_stats(hidden, kernel, ids, warmth, chunk=4, live=live)
+    return sum(jnp.where(ids < 6, x, 0).sum() for x in found)
+
+  slope = jax.jit(jax.value_and_grad(total, argnums=(0, 1)))
+  wild = hidden.at[:, :, 8:].set(jnp.nan)
+  jax.tree.map(close, slope(wild, kernel, live), slope(hidden, kernel, None))
+  assert not np.isfinite(slope(wild, kernel, None)[1][1]).all()
+
+
 def test_chunks_are_exact_in_float64():
   with toy.float64():
     hidden = jax.random.normal(jax.random.key(0), (B, G, T, D), jnp.float64)

@@ -235,8 +235,9 @@ def test_rows_by_hand():
   assert plan.position == [[0, 1, 2, 3, 2, 0]]
   assert plan.group == [[1, 1, 1, 1, 1, 0]]
   assert plan.branch == [[0, 0, 1, 1, 2, 0]]
-  assert plan.before == [[0, 0, 1, 2, 1, 0]]
-  assert plan.back == [[2, 3, 0, 0], [4, 0, 0, 0]]
+  assert plan.said == [[2, 3, 4, -1, -1, -1]]
+  assert plan.before == [[1, 2, 1, 0, 0, 0]]
+  assert plan.back == [[0, 1, 0, 0], [2, 0, 0, 0]]
   assert plan.piece == 0 and plan.count == 1
 
 

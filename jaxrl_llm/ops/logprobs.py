@@ -21,6 +21,7 @@ def token_stats(
   cap: float = 0.0,
   chunk: int = CHUNK,
   block: int = blocks.BLOCK,
+  live: Array | None = None,
 ) -> tuple[BGT, BGT]:
   """The log-probability of each token and the entropy it was drawn from, in nats.
 
@@ -32,11 +33,13 @@ def token_stats(
     cap: logits become cap * tanh(logits / cap); 0 leaves them.
     chunk: as in `chunked`; block: words, as in blocks.mapped. Forward and backward hold
       [chunk, block] at a time.
+    live: [B, G, T] bool, which tokens are wanted; a chunk without one is not computed,
+      and its numbers mean nothing. None: all.
 
   Returns:
     logp, entropy: [B, G, T] float32.
   """
-  rest = tokens, warmths(temperature, tokens.shape)
+  rest = live, tokens, warmths(temperature, tokens.shape)
   read = functools.partial(per_block, taken_stats, len(kernel), cap, chunk)
   taken, norm, mean = blocks.mapped(read, hidden, rest, kernel, block)
   total = jax.nn.logsumexp(norm, 0)
@@ -54,7 +57,7 @@ def token_collision(
   block: int = blocks.BLOCK,
 ) -> BGT:
   """log sum_v p(v)^2 of each token's distribution; the arguments are token_stats'."""
-  rest = (warmths(temperature, hidden.shape[:3]),)
+  rest = None, warmths(temperature, hidden.shape[:3])
   read = functools.partial(per_block, collision_stats, len(kernel), cap, chunk)
   found = blocks.mapped(read, hidden, rest, kernel, block)
   norm, twice = (jax.nn.logsumexp(x, 0) for x in found)
@@ -64,15 +67,17 @@ def token_collision(
 def per_block(stats, vocab: int, cap: float, chunk: int, hidden, rest, words, kernel):
   """What `stats` says of a block's logits at their temperature, `chunk` tokens at once.
 
-  `rest` ends with the temperatures [B, G, T].
+  `rest` begins with what of it is wanted (token_stats) and ends with the temperatures
+  [B, G, T].
   """
+  live, *rest = rest
 
   def read(x):
     hidden, *rest, warmth = x
     found = logits(hidden, kernel, cap) / warmth[:, None]
     return stats(jnp.where(words[None] < vocab, found, -1e30), words, *rest)
 
-  return chunked(read, (hidden, *rest), chunk)
+  return chunked(read, (hidden, *rest), chunk, live)
 
 
 def taken_stats(logits: Array, words: Array, tokens: Array):
@@ -154,11 +159,12 @@ def token_divergence(
   return chunked(apart, (mine, other, warmth), chunk)[0]
 
 
-def chunked(fn, rows, chunk: int) -> tuple[BGT, ...]:
+def chunked(fn, rows, chunk: int, live: Array | None = None) -> tuple[BGT, ...]:
   """`fn`, of arrays [N, ...] to a tuple of [N], over the tokens of [B, G, T, ...].
 
   A piece has `chunk` tokens, taken from every prompt so that each device keeps its
-  share; at least one of each. The backward pass computes a piece again.
+  share; at least one of each. The backward pass computes a piece again. With `live`
+  [B, G, T] bool a piece without a live token is 0 and costs nothing.
   """
   b, g, t = jax.tree.leaves(rows)[0].shape[:3]
   width = min(max(chunk // b, 1), g * t)
@@ -175,7 +181,12 @@ def chunked(fn, rows, chunk: int) -> tuple[BGT, ...]:
     flat = jax.tree.map(lambda y: y.reshape(b * width, *y.shape[2:]), x)
     return tuple(y.reshape(b, width) for y in fn(flat))
 
-  found = jax.lax.map(piece, jax.tree.map(pieces, rows))
+  def where_live(x):
+    none = lambda x: jax.tree.map(jnp.zeros_like, jax.eval_shape(piece, x))
+    return jax.lax.cond(x[0].any(), piece, none, x[1])
+
+  read, rows = (piece, rows) if live is None else (where_live, (live, rows))
+  found = jax.lax.map(read, jax.tree.map(pieces, rows))
   back = lambda x: jnp.moveaxis(x, 0, 1).reshape(b, -1)[:, : g * t].reshape(b, g, t)
   return tuple(map(back, found))
 
