@@ -11,7 +11,6 @@ as they come, and the same command goes on where it was cut off.
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -49,8 +48,9 @@ def main(argv: list[str]) -> None:
   report = table if pairs else table | about(items, scores)
   print(markdown(report, f'{args.benchmark}, {args.by}'))
   if args.out:
-    with open(args.out, 'w') as file:
-      json.dump({'by': args.by, 'items': len(items), 'table': report}, file, indent=2)
+    found = {'by': args.by, 'items': len(items), 'table': report}
+    found['scores'] = [[round(float(x), 4) for x in row] for row in scores]
+    log.write_json(Path(args.out), found)
 
 
 def remembered(score, items, by: str, path: Path) -> list[np.ndarray]:

@@ -31,7 +31,7 @@ from jaxrl_llm.rollout import draw, mixture, trees
 from jaxrl_llm.rollout.sampler import make_sampler
 from jaxrl_llm.rollout.stops import stop_strings
 from jaxrl_llm.tasks import fitting
-from jaxrl_llm.types import Batch, InputError, Method, State
+from jaxrl_llm.types import Batch, InputError, State
 
 # Columns of the sample table, which a reward part cannot be called.
 RESERVED = ('prompt', 'completion', 'reward', 'cost', 'step', 'split')
@@ -101,24 +101,6 @@ def fed(config, model, mesh, task, source, score, extra) -> Feed:
   aux = pretraining(config, model, mesh)
   second = lambda batch, *at: batch.replace(aux=aux(*at).batch)
   return feed._replace(source=sources.changed(feed.source, second), aux=aux)
-
-
-def with_replay(method: Method, config) -> Method:
-  """The method, keeping what config.source.replay draws from (replay.py)."""
-  s = config.source
-  other = [k for k in ('hints', 'pool', 'mixture') if s.get(k)]
-  other += [k for k in ('data', 'pretrain') if k in config]
-  if other or s.name not in ('on_policy', 'until_mixed'):
-    raise InputError(
-      f"config.source.replay takes name='on_policy' or 'until_mixed', not {s.name!r}, "
-      f'and neither hints, pool, mixture, data nor pretrain; there is {other}.'
-    )
-  refuse_uncorrected(config, 'replay')
-  extra = {
-    k: x for k, x in shapes.told(config).items() if k not in ('answer', 'replayed')
-  }
-  like = shapes.widest(s, extra)
-  return replay.remembered(method, like, size=s.replay_size, fresh=s.prompts)
 
 
 def refuse_told(config, by: str) -> None:

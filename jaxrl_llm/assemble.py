@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import config_dict
 
@@ -15,29 +14,25 @@ from jaxrl_llm import (
   ahead,
   asking,
   build,
-  controllers,
-  curriculum,
-  entropy,
   episodes,
   feeds,
   forward,
   initial,
-  pretraining,
   reference,
   sections,
-  selection,
   shapes,
   sharding,
   sources,
   step,
   types,
   unread,
+  wrapped,
 )
 from jaxrl_llm.data import chat
 from jaxrl_llm.data.examples import Data
 from jaxrl_llm.evaluate import held_out
 from jaxrl_llm.models import lora, pretrained
-from jaxrl_llm.models.decoder import REMAT, Decoder
+from jaxrl_llm.models.decoder import DTYPES, REMAT, Decoder
 from jaxrl_llm.ops import importance
 from jaxrl_llm.rollout import draw
 from jaxrl_llm.types import InputError, Method, State
@@ -47,7 +42,6 @@ IMPORTANCE = {
   name: vars(importance)[name]
   for name in ('token', 'sequence', 'icepop', 'mis', 'geometric')
 }
-DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
 
 class Run(NamedTuple):
@@ -68,7 +62,7 @@ class Run(NamedTuple):
 def assemble(config) -> Run:
   """Every part of a run. Mistakes in the config are InputErrors."""
   sections.check(config)
-  method = make_method(config)
+  method = wrapped.make_method(config)
   model = pretrained.configured(config.model)
   mesh = make_mesh(config)
   text = make_text(config, model)
@@ -121,54 +115,6 @@ def planned_step(see, tx, method: Method, config, mesh):
     constrain=sharding.constrain(mesh),
   )
   return ahead.remembering(made, see) if config.source.get('ahead') else made
-
-
-def make_method(config) -> Method:
-  """The method that config.method names, with what config wraps around it."""
-  options, u, s = config.method.to_dict(), config.plan, config.source
-  method = build.method(options.pop('name'), **options)
-  unread.check(config, method)
-  if s.get('pool'):
-    table = dict(pool=s.pool, prompts=s.prompts, ema=s.pool_ema)
-    method = curriculum.tracked(method, **table)
-  steered = {k: u.get(f'entropy_{k}', 0.0) for k in ('coef', 'target', 'delta')}
-  if any(steered.values()):
-    method = entropy.with_entropy(method, **steered)
-  scale = u.get('reward_scale', 'none'), u.get('reward_bound', 0.0)
-  method = controllers.with_reward_scale(selection.selected(method, u), *scale)
-  method = refreshing(config, method)
-  updates = u.get('epochs', 1) * u.get('minibatches', 1)
-  if config.method.get('signal') == 'loss' and updates == 1:
-    raise InputError(
-      f"config.method.signal='loss': with one update of a batch {config.method.name} "
-      'sees a loss of exactly 0, and does nothing. Set config.plan.minibatches=4, or '
-      "config.method.signal='reward'."
-    )
-  if 'gdro_passed' in method.extra and s.name == 'until_mixed':
-    raise InputError(
-      f"config.source.name='until_mixed' shows {config.method.name} only mixed groups, "
-      "and every prompt would count as solved. Set it to 'on_policy'."
-    )
-  if s.get('replay'):
-    method = asking.with_replay(method, config)
-  if 'pretrain' not in config:
-    return method
-  if 'data' in config:
-    raise InputError('config.pretrain goes beside a task, not beside config.data.')
-  return pretraining.with_pretraining(method, coef=config.pretrain.coef)
-
-
-def refreshing(config, method: Method) -> Method:
-  """The method with the reference moved, where config.plan.refresh says so."""
-  u = config.plan
-  if not (every := u.get('refresh', 0)):
-    return method
-  if initial.lora(config.model) or 'ref' not in forward.networks(method)['frozen']:
-    raise InputError(
-      'config.plan.refresh moves a reference that is a copy of the policy. With LoRA '
-      f'it is the base, and {config.method.name} may have none: set refresh=0.'
-    )
-  return controllers.refreshed(method, every=every, share=u.get('refresh_share', 1.0))
 
 
 def make_importance(config):
@@ -305,7 +251,7 @@ def critic_start(config, trained) -> str:
       f'for a method with a critic; {config.method.name} trains {sorted(trained)}.'
     )
   run = config_dict.ConfigDict(json.loads(record.read_text())['config'])
-  if make_method(run).serve:
+  if wrapped.make_method(run).serve:
     raise InputError(
       f'{where}={folder!r}: the score of {run.method.name} is not that of the head '
       'that a critic starts with. Give a run of bradley_terry.'

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import config_dict
 
-from jaxrl_llm import assemble, build, checkpoint, log, sections, train, unread
+from jaxrl_llm import build, checkpoint, log, sections, train, unread, wrapped
 from jaxrl_llm.types import InputError
 
 Overrides = dict[str, str]  # A dotted path into a config -> its value as text.
@@ -63,7 +63,7 @@ def every(config, overrides: Sequence[Overrides]) -> list[config_dict.ConfigDict
     for path in unread_paths(arm) - mine - {*one}:
       unread.reset(arm, path)
     sections.check(arm)
-    assemble.make_method(arm)
+    wrapped.make_method(arm)
   return configs
 
 

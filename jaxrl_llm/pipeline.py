@@ -18,7 +18,6 @@ from typing import Any
 from ml_collections import config_dict
 
 from jaxrl_llm import (
-  assemble,
   checkpoint,
   collect,
   log,
@@ -26,6 +25,7 @@ from jaxrl_llm import (
   restored,
   sections,
   train,
+  wrapped,
 )
 from jaxrl_llm.types import InputError
 
@@ -82,7 +82,7 @@ def check(config) -> None:
       reshaping.function(stage.reshape)
     else:
       sections.check(stage)
-      assemble.make_method(stage)
+      wrapped.make_method(stage)
     for text in references(stage):
       if (other := STAGE.fullmatch(text)[1]) not in before:
         raise InputError(

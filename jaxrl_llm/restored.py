@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import config_dict
 
-from jaxrl_llm import assemble, checkpoint, forward, initial
+from jaxrl_llm import checkpoint, forward, initial, wrapped
 from jaxrl_llm.models import lora, pretrained, weights
 from jaxrl_llm.models.config import Lora
-from jaxrl_llm.models.decoder import Decoder
+from jaxrl_llm.models.decoder import DTYPES, Decoder
 from jaxrl_llm.types import InputError, Method, Params
 
 
@@ -64,7 +64,7 @@ def configured(workdir: str) -> config_dict.ConfigDict:
 def trained(workdir: str) -> tuple[config_dict.ConfigDict, Method]:
   """A run's config, and its method."""
   config = configured(workdir)
-  return config, assemble.make_method(config)
+  return config, wrapped.make_method(config)
 
 
 def own(workdir: str, network: 'Network') -> Params:
@@ -85,7 +85,7 @@ def network(workdir: str, role: str) -> Network:
     InputError: the folder holds no run, or one without a checkpoint or that role.
   """
   config = configured(workdir)
-  method = assemble.make_method(config)
+  method = wrapped.make_method(config)
   has = forward.networks(method)['params']
   if role not in has:
     raise InputError(f'{workdir} trains {sorted(has)} and no {role}.')
@@ -112,7 +112,7 @@ def network(workdir: str, role: str) -> Network:
     whole = jax.vmap(merge)(own) if role == initial.ENSEMBLE else merge(own)
   scores = initial.scores(role, method.heads)
   return Network(
-    Decoder(model.config, assemble.DTYPES[config.model.dtype], scores=scores),
+    Decoder(model.config, DTYPES[config.model.dtype], scores=scores),
     whole,
     model.tokenizer,
     model.fields,

@@ -18,7 +18,6 @@ from ml_collections import config_dict
 from configs import toy
 from jaxrl_llm import (
   asking,
-  assemble,
   build,
   checkpoint,
   log,
@@ -27,6 +26,7 @@ from jaxrl_llm import (
   selection,
   train,
   unread,
+  wrapped,
 )
 from jaxrl_llm import methods as methods_package
 from jaxrl_llm.models import config_json, pretrained, weights
@@ -411,10 +411,10 @@ def test_what_the_method_does_not_read_is_refused(path, value, name, reader):
     section, _, key = path.rpartition('.')
     (c[section] if section else c)[key] = value
     if method == reader:
-      assemble.make_method(c)
+      wrapped.make_method(c)
       continue
     with pytest.raises(InputError, match=f'config.{path} is set.*{name}'):
-      assemble.make_method(c)
+      wrapped.make_method(c)
 
 
 def test_a_limit_is_of_draws_until_groups_are_mixed():
@@ -430,7 +430,7 @@ def test_what_is_right_is_asked_for_by_sources_too():
   for asked in (dict(name='until_mixed'), dict(hints=2), dict(pool=32)):
     c = toy.get_config('grpo')
     c.source.update(accuracy='letter', **asked)
-    assert not assemble.make_method(c).reads
+    assert not wrapped.make_method(c).reads
 
 
 @pytest.mark.parametrize('main', unread.UNDER)

@@ -205,13 +205,16 @@ def test_the_runner_runs_an_arm(tmp_path, monkeypatch):
   folder = tmp_path / '000_toy'
   folder.mkdir()
   (folder / 'claim.py').write_text(TOY)
+  (tmp_path / 'ask.py').write_text(ASK)
   monkeypatch.setattr(runner, 'HERE', tmp_path)
   flags = ['run.py', '--only=000_toy', f'--workdir={tmp_path}/runs', '--put', 'n=2']
+  flags.append(f'ask={tmp_path}/ask.py')
   monkeypatch.setattr(sys, 'argv', flags)
   monkeypatch.setenv('PYTHONPATH', str(ROOT))
   runner.main()
   result = json.loads((folder / 'result.json').read_text())
   assert result['verdict'] == 'none' and result['arms']['a']['steps'] == 2
+  assert result['measured'] == {'steps': ['a', 'b']}
   assert (folder / 'curve.csv').read_text().startswith('arm,step,split,loss\na,0,eval')
   assert (folder / 'figure.png').exists()
   rows = (folder / 'curve.csv').read_text()
@@ -229,7 +232,15 @@ ARMS = {
   a: ['--config=configs/toy.py:sft', '--config.steps={n}', f'--config.seed={i}']
   for i, a in enumerate('ab')
 }
+MEASURES = {'steps': ['{ask}', '{root}']}
 HELD_OUT, CURVE, FIGURE = ('eval/loss',), ('loss',), 'a'
 verdict = lambda result: 'none'
 table = lambda result: ''
+"""
+ASK = """
+import json, sys
+from pathlib import Path
+root, out = sys.argv[1], sys.argv[2].removeprefix('--out=')
+arms = sorted(x.parent.name for x in Path(root).glob('*/run.json'))
+Path(out).write_text(json.dumps(arms))
 """

@@ -30,6 +30,7 @@ from jaxrl_llm import (
   filtration,
   sharding,
   types,
+  wrapped,
 )
 from jaxrl_llm.ops import advantages, bins, sequences
 from jaxrl_llm.sources import Drawn
@@ -385,7 +386,7 @@ def test_a_visit_is_passed_by_what_is_right(told):
 def test_bins_of_mixed_groups_alone_are_refused(name):
   c = runs.config(name, source=dict(name='until_mixed', limit=2))
   with pytest.raises(InputError, match='every prompt would count as solved'):
-    assemble.make_method(c)
+    wrapped.make_method(c)
 
 
 def test_prompt_gdro_by_hand():
@@ -755,15 +756,15 @@ def test_a_signal_that_is_always_zero_is_refused():
   c = runs.config('prompt_gdro')
   c.method.signal = 'loss'
   with pytest.raises(InputError, match=r'Set config\.plan\.minibatches=4'):
-    assemble.make_method(c)
+    wrapped.make_method(c)
   c.plan.minibatches = 2
-  assert assemble.make_method(c).needs
+  assert wrapped.make_method(c).needs
 
 
 def test_an_entropy_bonus_may_start_at_nothing():
   """Steered from 0 it is there; a target or a step alone is a mistake."""
   c = runs.config(plan=dict(entropy_target=0.5, entropy_delta=0.01))
-  assert 'entropy' in assemble.make_method(c).needs
+  assert 'entropy' in wrapped.make_method(c).needs
   c.plan.entropy_target = 0.0
   with pytest.raises(InputError, match='both above 0, or neither'):
-    assemble.make_method(c)
+    wrapped.make_method(c)

@@ -15,7 +15,6 @@ from test_contract import check_same
 from test_identities import close, gradient, off_policy, update
 
 from jaxrl_llm import (
-  assemble,
   build,
   default_config,
   forward,
@@ -25,6 +24,7 @@ from jaxrl_llm import (
   selection,
   sharding,
   types,
+  wrapped,
 )
 from jaxrl_llm.models.config import DecoderConfig
 from jaxrl_llm.models.decoder import Decoder, causal, head_kernel
@@ -117,7 +117,7 @@ def test_importance_by_flag():
 # ---- Tokens that carry the gradient --------------------------------------------------
 
 
-def wrapped(name, plain='grpo', **options):
+def selecting(name, plain='grpo', **options):
   """A method with one of selection.py's wrappers, sharp enough to matter on the toy."""
   m = method(plain, **options)
   if name == 'top_entropy':
@@ -134,21 +134,21 @@ every_wrapper = pytest.mark.parametrize('name', WRAPPERS)
 @functools.cache
 def stepped(name):
   """Two minibatch-free epochs, so that the second is off policy."""
-  return update(wrapped(name), epochs=2)
+  return update(selecting(name), epochs=2)
 
 
 @every_wrapper
 def test_a_selection_is_of_the_whole_minibatch(name):
   """Microbatches, packed rows and devices change nothing."""
-  check_same(update(wrapped(name), epochs=2, microbatches=4), stepped(name))
+  check_same(update(selecting(name), epochs=2, microbatches=4), stepped(name))
   rows = jax.tree.map(np.asarray, toy.batch())
   laid = packing.pack(rows, 2 * (2 * toy.T + toy.P))
-  check_same(update(wrapped(name), laid, epochs=2), stepped(name))
+  check_same(update(selecting(name), laid, epochs=2), stepped(name))
   mesh = sharding.make_mesh()
   step = make_update_step(
     toy.forward,
     toy.SGD,
-    wrapped(name),
+    selecting(name),
     epochs=2,
     constrain=sharding.constrain(mesh),
   )
@@ -161,18 +161,18 @@ def test_a_selection_is_of_the_whole_minibatch(name):
 @every_wrapper
 def test_a_selection_knows_no_order_and_no_padding(name):
   turned = jax.tree.map(lambda x: x[::-1], toy.batch())
-  check_same(update(wrapped(name), turned, epochs=2), stepped(name))
+  check_same(update(selecting(name), turned, epochs=2), stepped(name))
   batch = toy.batch()
   inside = batch.mask > 0
   garbage = batch.replace(completions=jnp.where(inside, batch.completions, 4))
-  check_same(update(wrapped(name), garbage, epochs=2), stepped(name))
+  check_same(update(selecting(name), garbage, epochs=2), stepped(name))
 
 
 @every_wrapper
 def test_a_selection_changes_the_gradient(name):
   """Not a wrapper that does nothing: see what it is compared with below."""
   batch = off_policy(toy.batch())
-  gap = gradient(wrapped(name), batch) - gradient(method('grpo'), batch)
+  gap = gradient(selecting(name), batch) - gradient(method('grpo'), batch)
   assert abs(gap).max() > 1e-2
 
 
@@ -400,7 +400,7 @@ def test_pretraining_of_a_run():
   assert sorted(ids[:20]) == list(range(20))  # An epoch has each once.
   c.data = c.pretrain.data
   with pytest.raises(InputError, match=r'not beside config\.data'):
-    assemble.make_method(c)
+    wrapped.make_method(c)
 
 
 # ---- Distillation --------------------------------------------------------------------

@@ -11,7 +11,8 @@ README.md. claim.py has either
 
   ARMS, flags of train.py, with verdict(result) and table(result); `--arms=bt dpo` runs
   those alone, what is recorded of the others stays, each with the commit that it is of,
-  and arms that are done are not run again; or
+  and arms that are done are not run again. MEASURES, scripts and their arguments, with
+  {root} for the folder of all arms, are asked about them then, and write --out; or
   run() -> compare.Curves, all arms and seeds in this process (small.py), and
   parts(verdicts.Told) -> {what is claimed to be above 0: a number per seed}.
 
@@ -135,6 +136,8 @@ def trained(parser, options, folder: Path, claim) -> None:
   if missing := [arm for arm in claim.ARMS if arm not in kept]:
     parser.error(f'{missing} have not been recorded: run them too')
   result = {'arms': {arm: kept[arm] for arm in claim.ARMS}}
+  if found := measured(claim, root.absolute(), values):
+    result['measured'] = found
   result['verdict'] = claim.verdict(result)
   write_json(earlier, result)
   write_curve(root, folder / 'curve.csv', claim, arms)
@@ -150,6 +153,19 @@ def train(workdir: Path, flags: list[str]) -> None:
   steps = json.loads((workdir / 'run.json').read_text())['config']['steps']
   if (checkpoint.read_meta(workdir) or {'step': 0})['step'] < steps:
     sys.exit(f'{workdir} was stopped. The same command goes on.')
+
+
+def measured(claim, root: Path, values: dict[str, str]) -> dict:
+  """What each of a claim's MEASURES says of its arms; what it has said stays."""
+  found = {}
+  for name, words in getattr(claim, 'MEASURES', {}).items():
+    out = root / f'{name}.json'
+    if not out.exists():
+      words = [word.format(root=root, **values) for word in words]
+      command = [sys.executable, *words, f'--out={out}']
+      subprocess.run(command, cwd=ROOT, check=True)
+    found[name] = json.loads(out.read_text())
+  return found
 
 
 def load(folder: Path):
@@ -168,9 +184,10 @@ def summary(folder: Path, held_out: tuple[str, ...]) -> dict:
   train = [r for r in lines if r['split'] == 'train']
   kept = ('command', 'commit', 'dirty', 'versions', 'devices', 'started')
   parts = ('seconds/rollout', 'seconds/reward', 'seconds/update')
+  before, after = (held[0], held[-1]) if held else ({}, {})
   found = {
-    'before': {k: held[0][k] for k in held_out if k in held[0]},
-    'after': {k: held[-1][k] for k in held_out if k in held[-1]},
+    'before': {k: before[k] for k in held_out if k in before},
+    'after': {k: after[k] for k in held_out if k in after},
     'steps': train[-1]['step'],
     'tokens': sum(r['tokens'] for r in train),
     'seconds_in_steps': sum(r.get(p, 0.0) for r in train for p in parts),

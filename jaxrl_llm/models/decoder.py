@@ -21,6 +21,7 @@ from jaxrl_llm.models.attention import KV, causal
 from jaxrl_llm.models.config import DecoderConfig, Lora
 from jaxrl_llm.types import BGT, Array
 
+DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 REMAT = {
   'none': None,  # Keep every activation.
   'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,

@@ -113,6 +113,7 @@ def kept(asked: Fact, text: str) -> dict[str, bool]:
 def feedback(
   *,
   size: int,
+  answers: int = 1,
   annotators: int = 3,
   mention: float = 0.85,
   noise: float = 0.05,
@@ -121,6 +122,7 @@ def feedback(
   """Rows {prompt, completion, annotator, feedback, said, kept}, one an annotator.
 
   Args:
+    size, answers: of questions, and of answers to each.
     mention: how likely an annotator speaks of a principle.
     noise: how likely what they say of it is wrong.
 
@@ -129,8 +131,7 @@ def feedback(
     Both are by the names in RULES and beside what principles/table.py reads.
   """
   rng = random.Random(f'{seed}/feedback')
-  for _ in range(size):
-    asked = fact(rng)
+  for asked in (x for _ in range(size) for x in [fact(rng)] * answers):
     text = answer(asked, rng)
     true = kept(asked, text)
     for who in range(annotators):
