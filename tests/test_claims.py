@@ -220,10 +220,13 @@ def test_the_runner_runs_an_arm(tmp_path, monkeypatch):
   rows = (folder / 'curve.csv').read_text()
   result['arms']['a']['steps'] = 99  # A record of another day.
   (folder / 'result.json').write_text(json.dumps(result))
+  (tmp_path / 'runs/000_toy/a').rename(tmp_path / 'gone')  # Nor is its folder here.
+  (tmp_path / 'runs/000_toy/steps.json').unlink()
   monkeypatch.setattr(sys, 'argv', [*flags, '--arms', 'b'])
   runner.main()
   again = json.loads((folder / 'result.json').read_text())
   assert [again['arms'][arm]['steps'] for arm in 'ab'] == [99, 2]
+  assert again['measured'] == result['measured']
   assert (folder / 'curve.csv').read_text() == rows
 
 

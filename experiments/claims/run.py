@@ -12,7 +12,8 @@ README.md. claim.py has either
   ARMS, flags of train.py, with verdict(result) and table(result); `--arms=bt dpo` runs
   those alone, what is recorded of the others stays, each with the commit that it is of,
   and arms that are done are not run again. MEASURES, scripts and their arguments, with
-  {root} for the folder of all arms, are asked about them then, and write --out; or
+  {root} for the folder of all arms, are asked about them then, and write --out; where
+  an arm's folder is not there, what they said before stays; or
   run() -> compare.Curves, all arms and seeds in this process (small.py), and
   parts(verdicts.Told) -> {what is claimed to be above 0: a number per seed}.
 
@@ -131,12 +132,14 @@ def trained(parser, options, folder: Path, claim) -> None:
       parser.error(f'{folder.name} needs --put {missing.args[0]}=...')
     train((root / arm).absolute(), flags)
   earlier = folder / 'result.json'
-  kept = json.loads(earlier.read_text())['arms'] if earlier.exists() else {}
-  kept |= {arm: summary(root / arm, claim.HELD_OUT) for arm in arms}
+  known = json.loads(earlier.read_text()) if earlier.exists() else {'arms': {}}
+  kept = known['arms'] | {arm: summary(root / arm, claim.HELD_OUT) for arm in arms}
   if missing := [arm for arm in claim.ARMS if arm not in kept]:
     parser.error(f'{missing} have not been recorded: run them too')
   result = {'arms': {arm: kept[arm] for arm in claim.ARMS}}
-  if found := measured(claim, root.absolute(), values):
+  if all((root / arm).exists() for arm in claim.ARMS):
+    known['measured'] = measured(claim, root.absolute(), values)
+  if found := known.get('measured'):
     result['measured'] = found
   result['verdict'] = claim.verdict(result)
   write_json(earlier, result)
