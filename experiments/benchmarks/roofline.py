@@ -6,8 +6,9 @@ r"""How near this device's limits decoding and training come, and how cost grows
 Random weights of the Llama family. Limits are measured first: the best of a large
 matrix product and of a large copy. Decoding is compared with the time to read weights
 and cache once per token, and to compute; training with its floating-point operations,
-six per parameter and token and those of attention. Slopes are log2 of the time at
-twice the size: 1 is linear.
+six per parameter and token and those of attention. Both also with the products of
+their matrices alone, at their own sizes and one after the other: what XLA could reach
+if all else were free. Slopes are log2 of the time at twice the size: 1 is linear.
 """
 
 import argparse
@@ -108,10 +109,49 @@ def measure(size, dtype, limits) -> dict:
     'decode_s': decode,
     'decode_tokens_per_s': rows * size['length'] / decode,
     'decode_share_of_limit': floor / decode,
+    'decode_products_s': size['length'] * products(config, dtype, rows),
     'train_s': train,
     'train_flops_per_s': flops / train,
     'train_share_of_peak': flops / train / limits['flops'],
+    'train_products_s': products(config, dtype, *tokens(size), learn=True),
   }
+
+
+def tokens(size) -> tuple[int, int]:
+  """Tokens that the layers see, prompts once, and those that the head sees."""
+  told = size['prompts'] * size['group'] * size['length']
+  return size['prompts'] * size['prompt'] + told, told
+
+
+def products(c: DecoderConfig, dtype, count: int, told: int = 0, *, learn=False):
+  """Seconds of a decoder's matrix products and nothing else, forward, or with the
+  gradients of inputs and matrices; `told` tokens go through the head, all if it is 0.
+  """
+  inner, shared = c.heads * c.head_dim, c.kv_heads * c.head_dim
+  shapes = {'q': (c.width, inner), 'k': (c.width, shared), 'v': (c.width, shared)}
+  shapes |= {'o': (inner, c.width), 'gate': (c.width, c.mlp_width)}
+  shapes |= {'up': (c.width, c.mlp_width), 'down': (c.mlp_width, c.width)}
+  layer = lambda: {k: jnp.full(shape, 0.01, dtype) for k, shape in shapes.items()}
+  layers, head = [layer() for _ in range(c.layers)], jnp.full((c.width, c.vocab), 0.01)
+  head = head.astype(dtype)
+
+  def through(layers, x):
+    for w in layers:
+      shared = jnp.tile(x @ w['k'] + x @ w['v'], c.heads // c.kv_heads)
+      x = (x @ w['q'] + shared) @ w['o']
+      x = (x @ w['gate'] + x @ w['up']) @ w['down']
+    return size(x)
+
+  # A square, so that no gradient is of one value and its product left out.
+  size = lambda y: jnp.square(y).sum(dtype=jnp.float32)
+  out = lambda head, x: size(x @ head)
+  told, chunk = told or count, min(told or count, 256)
+  x, y = (jnp.full((n, c.width), 0.01, dtype) for n in (count, chunk))
+  spent = []
+  for f, args in ((through, (layers, x)), (out, (head, y))):
+    run = jax.jit(jax.value_and_grad(f, (0, 1)) if learn else f)
+    spent.append(best(lambda run=run, args=args: run(*args)))
+  return spent[0] + spent[1] * told / chunk
 
 
 def asked(size):
