@@ -39,7 +39,8 @@ def completions(config, see, method, model, mesh) -> Feed:
   """Stored completions, and the method's metrics on held-out ones."""
   data, encode = load_data(config, model)
   source, index = stored_rows(config, data, encode, mesh)
-  packed = packer(config, mesh) if config.plan.get('pack') else lambda b: b
+  plain = not config.plan.get('pack')
+  packed = (lambda b: b) if plain else packer(config, mesh, data.longest)
   place = lambda batch: sharding.put_batch(packed(batch), mesh)
   shards, known, scores = sharding.shards(mesh), place, None
   batch = -(-config.evaluation.batch // shards) * shards
@@ -161,15 +162,19 @@ def overlapped(feed: Feed, config, mesh) -> Feed:
 # ---- The plan of a batch -------------------------------------------------------------
 
 
-def laid_out(source: sources.Source, config, mesh) -> sources.Source:
-  """What config.plan asks for beside the rows: their order, or their packing."""
+def laid_out(source: sources.Source, config, mesh, longest: int = 0) -> sources.Source:
+  """What config.plan asks for beside the rows: their order, or their packing.
+
+  Args:
+    longest: tokens of the longest group, where that is known.
+  """
   u = config.plan
   source = planned(source, u.epochs) if u.minibatches > 1 else source
   if u.get('padding_free'):
     return unpadded(source, u, mesh)
   if not u.get('pack'):
     return source
-  packed = packer(config, mesh)
+  packed = packer(config, mesh, longest)
   return sources.changed(source, lambda batch, *_: packed(batch))
 
 
@@ -184,15 +189,19 @@ def unpadded(source: sources.Source, plan, mesh) -> sources.Source:
   return sources.changed(source, lambda batch, *_: batch.replace(room=room(batch)))
 
 
-def packer(config, mesh):
-  """config.plan.pack, slots of a row, as a function of a batch."""
+def packer(config, mesh, longest: int):
+  """config.plan.pack, most slots of a row, as a function of a batch. Where the longest
+  group is known rows are no wider than it needs, in steps of 64: attention pays for it.
+  """
   u, shards = config.plan, sharding.shards(mesh)
   if u.minibatches > 1:
     raise InputError('config.plan: packing takes minibatches=1; set that, or pack=0.')
   if jax.process_count() > 1:
     raise InputError('config.plan: packing takes one process; set pack=0.')
   rows = -(-u.get('pack_rows', 1) // shards) * shards
-  return functools.partial(packing.pack, width=u.pack, rows=rows)
+  packing.check(longest, u.pack)
+  width = min(u.pack, -(-longest // 64) * 64) if longest else u.pack
+  return functools.partial(packing.pack, width=width, rows=rows)
 
 
 def planned(source: sources.Source, epochs: int) -> sources.Source:

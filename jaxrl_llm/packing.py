@@ -44,13 +44,18 @@ def pack(batch: Batch, width: int, *, rows: int = 1) -> Batch:
   return batch.replace(layout=Layout(**layout, back=back, piece=piece, count=count))
 
 
-def bins(sizes: Sequence[int], width: int) -> list[list[int]]:
-  """First fit, the longest first: groups of indices, each of at most `width`."""
-  if (longest := int(max(sizes))) > width:
+def check(longest: int, width: int) -> None:
+  """Refuses a group that is longer than a row."""
+  if longest > width:
     raise InputError(
       f'A group, prompt and completions, has {longest} tokens and config.plan.pack is '
       f'{width}. Raise it, or set it to 0 for padded rows.'
     )
+
+
+def bins(sizes: Sequence[int], width: int) -> list[list[int]]:
+  """First fit, the longest first: groups of indices, each of at most `width`."""
+  check(int(max(sizes)), width)
   rows: list[list[int]] = []
   room: list[int] = []
   for i in sorted(range(len(sizes)), key=lambda i: -sizes[i]):

@@ -1201,6 +1201,21 @@ def test_layouts_change_no_number(tmp_path, option):
   same(found[False], found[True])
 
 
+def test_packed_rows_are_as_wide_as_the_longest_group(tmp_path):
+  """Of stored data, in steps of 64; one that is too long is found before training."""
+  rows = [{'prompt': 'q' * (i + 1), 'completion': 'ab'} for i in range(9)]
+  c = data_config(write(tmp_path, rows), 'demonstrations', 'sft', test_size=3)
+  c.source.max_prompt = 64
+  for pack, width in ((40, 40), (512, 64)):
+    c.plan.pack = pack
+    run = runs.assembled(c)
+    assert run.source(run.state, 1).batch.layout.source.shape[-1] == width
+  c.plan.pack = 8
+  with pytest.raises(InputError, match=r'has \d+ tokens and config.plan.pack is 8'):
+    train.main(c, str(tmp_path / 'run'))
+  assert not (tmp_path / 'run').exists()
+
+
 @pytest.mark.parametrize('method', ['sft', 'dpo'])
 def test_held_out_metrics_do_not_depend_on_the_batch(tmp_path, method):
   """AT-59: unequal lengths, one row too long, the last batch filled up."""

@@ -38,6 +38,7 @@ class Data(NamedTuple):
   digest: str = ''  # Of every row; a resumed run must find the same.
   report: Sequence[str] = ()  # Lines to say before training.
   parts: Sequence[tuple[int, float]] = ()  # Of a mixture: (size, weight), in order.
+  longest: int = 0  # Tokens of the longest group, prompts and completions; 0: unknown.
 
 
 class Coded(NamedTuple):
@@ -56,6 +57,13 @@ class Coded(NamedTuple):
   def size(self) -> int:
     """Tokens of the prompt and of the longest completion."""
     return self.asked + max(len(c.tokens) for c in self.completions)
+
+  @property
+  def total(self) -> int:
+    """Tokens of all prompts and completions, or of those of aux if they are more."""
+    own = sum(map(len, self.prompts or [self.prompt]))
+    own += sum(len(c.tokens) for c in self.completions)
+    return max(own, self.aux.total) if self.aux else own
 
   @property
   def asked(self) -> int:

@@ -21,10 +21,10 @@ def fitted(data: Data, encode: Encoder, method: Mapping[str, Any]) -> Data:
 
   The report says how many they are, names the first, and says what is too long.
   """
-  report, left = [*data.report], {}
+  report, left, longest = [*data.report], {}, 0
   for split, part in (('training', data.train), ('held-out', data.test)):
     found, good, problem = check(part, encode, method)
-    left[split] = good
+    left[split], longest = good, max(longest, found.longest)
     if not good.all():
       report.append(
         f'{(~good).sum()} of {len(good)} {split} examples are left out, since they '
@@ -43,6 +43,7 @@ def fitted(data: Data, encode: Encoder, method: Mapping[str, Any]) -> Data:
     test=some(data.test, left['held-out']),
     parts=[(size, weight) for size, (_, weight) in zip(sizes, data.parts)],
     report=report,
+    longest=longest,
   )
 
 
@@ -64,7 +65,7 @@ def check(
   """
   count, first, problem = len(examples), '', ''
   sizes, kept = np.zeros((count, 2), np.int32), np.zeros(count, bool)
-  good = np.ones(count, bool)
+  good, longest = np.ones(count, bool), 0
   for i in range(count):
     example = examples[i]
     try:
@@ -77,10 +78,10 @@ def check(
       problem, good[i] = problem or str(error), False
       continue
     first = first or describe(example)
-    sizes[i], kept[i] = coded.whole, coded.kept
+    sizes[i], kept[i], longest = coded.whole, coded.kept, max(longest, coded.total)
   if not good.any():
     raise InputError(problem)
-  return Found(sizes[good], kept[good]), good, problem
+  return Found(sizes[good], kept[good], longest), good, problem
 
 
 class Some(Sequence):

@@ -9,10 +9,13 @@ from jaxrl_llm.types import InputError
 
 
 class Found(NamedTuple):
-  """Tokens of N examples' prompts and longest completions [N, 2]; who is left [N]."""
+  """Tokens of N examples' prompts and longest completions [N, 2]; who is left [N]; and
+  tokens of the longest group that is left, prompts and completions, as they are read.
+  """
 
   sizes: np.ndarray
   kept: np.ndarray
+  longest: int
 
 
 def report(found: Found, encode, split: str) -> list[str]:
