@@ -34,7 +34,8 @@ def kto(
   def measure(out, batch):
     out, rows = (out.aux, batch.aux) if mismatched else (out, batch)
     rho = sequences.seq_sum(out.logp - out.ref_logp, rows.mask)
-    z0 = jnp.maximum(jnp.sum(rows.seq_weight * rho), 0.0)
+    total, weight = metrics.average(rho, rows.seq_weight)  # In a part of a whole < 1.
+    z0 = jnp.maximum(total / jnp.where(weight > 0, weight, 1.0), 0.0)
     return extras.carried(batch, {'z0': z0})
 
   def loss(out, batch):
