@@ -18,6 +18,7 @@ from jaxrl_llm.data import (
   chat,
   contamination,
   examples,
+  fitting,
   letters,
   mixture,
   prepare,
@@ -958,6 +959,21 @@ def test_a_mixture(tmp_path):
   other = mixture.mixture(parts={'a': part | {'seed': 1}, 'b': toy_part})
   assert other.digest == found.digest
   assert 'a: ' in found.report[0]
+
+
+def test_a_mixture_of_pairs_with_and_without_margins(tmp_path):
+  """What a policy has come to compare, with the rewards' margins, beside stored pairs:
+  gshf_hybrid's. A margin that not all have is left out, and that is said.
+  """
+  rows = [{'prompt': f'q{i}', 'chosen': 'a', 'rejected': 'b'} for i in range(9)]
+  table = write(tmp_path, [row | {'margin': 2.0} for row in rows])
+  part = dict(name='files', path=table, kind='pairs', test_size=2)
+  toy_part = dict(name='letters', kind='pairs', size=5, test_size=1)
+  found = mixture.mixture(parts={'a': part, 'b': toy_part})
+  for split in (found.train, found.test):
+    assert len({fitting.describe(e) for e in split}) == 1
+  assert "'margin' is left out of every pair, since ['b']" in found.report[-1]
+  assert mixture.mixture(parts={'a': part}).train[0].extra == {'margin': 2.0}
 
 
 @pytest.mark.parametrize(

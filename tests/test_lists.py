@@ -610,12 +610,12 @@ def test_labels_of_scores_and_of_pairs():
 def test_labels_of_what_has_no_threshold():
   """Ranks have no zero, a score of 7 is not good by itself, a tie is neither."""
   ranked = {'prompt': 'q', 'completions': ['x', 'y'], 'ranks': [0, 1]}
-  for row, words in ((ranked, 'pairs of them first'), (SCORED, r'threshold=\.\.\.')):
+  for rated, words in ((ranked, 'pairs of them'), (SCORED, r'threshold=\.\.\.')):
     with pytest.raises(InputError, match=words):
-      list(reshape.labels([row]))
+      list(reshape.labels([rated]))
   tied = pair('x', 'y') | {'tie': True}
   found = reshape.labels([tied, pair('x', 'y') | {'tie': False}])
-  assert [row['label'] for row in found] == [True, False]
+  assert [made['label'] for made in found] == [True, False]
 
 
 def test_a_prompt_by_another_name():
