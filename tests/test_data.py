@@ -118,6 +118,11 @@ ROWS = [
   ),
   (
     'rankings',
+    {'prompt': 'q', 'completions': ['a', 'b', 'c'], 'scores': [0.5, 7, -1]},
+    ('q', ['b', 'a', 'c'], [7.0, 0.5, -1.0]),
+  ),
+  (
+    'rankings',
     {
       'prompt': ASK,
       'completions': [{'rank': 0, 'completion': SAY}, {'rank': 1, 'completion': NO}],
@@ -302,6 +307,7 @@ def test_every_kind_has_a_row():
     ('demonstrations', {'messages': SAY}, r"roles are \['assistant'\]"),
     ('rankings', {'prompt': 'q', 'completions': ['a'], 'ranks': [0]}, 'at least two'),
     ('rankings', {'prompt': 'q', 'completions': ['a', 'b'], 'ranks': [0]}, '1 ranks'),
+    ('rankings', {'prompt': 'q', 'completions': ['a'] * 2, 'scores': [0]}, '1 scores'),
     (
       'ratings',
       {'prompt': 'q', 'completion': 'a', 'ratings': {'k': 'x'}},
