@@ -24,6 +24,7 @@ from test_identities import (
 
 from jaxrl_llm import build, forward
 from jaxrl_llm.data import fitting
+from jaxrl_llm.methods import kto
 from jaxrl_llm.models import decoder, pretrained
 from jaxrl_llm.models.config import DecoderConfig
 from jaxrl_llm.ops import links, logprobs, metrics, pair_losses, sequences
@@ -432,6 +433,22 @@ def test_the_baseline_of_a_part_is_its_mean(baseline):
   close(z0(batch.seq_weight), 0.5)
   close(z0(batch.seq_weight / 30), 0.5)
   close(z0(0 * batch.seq_weight), 0.0)
+
+
+def test_a_mismatched_row_is_of_another_prompt():
+  """Rows of one prompt stand together, as the two of a pair; padding is no word."""
+  prompts = jnp.array([[5, 6, 0], [5, 6, 9], [7, 7, 7], [5, 5, 5], [5, 5, 5]])
+  batch = toy.batch().replace(
+    prompts=prompts,
+    prompt_length=jnp.array([2, 2, 3, 3, 3]),
+    prompt_id=jnp.array([10, 11, 14, 12, 13]),
+    valid=jnp.array([1.0, 1, 1, 0, 1])[:, None],
+  )
+  other, there = kto.following(batch)
+  np.testing.assert_array_equal(other[there], [4, 4, 0, 2])
+  np.testing.assert_array_equal(there, [True, True, True, False, True])
+  alone = batch.replace(prompts=0 * prompts, prompt_length=batch.prompt_length * 0 + 1)
+  assert not kto.following(alone)[1].any()
 
 
 def test_aot_of_one_pair_is_dpo():
