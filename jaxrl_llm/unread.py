@@ -6,6 +6,7 @@ from typing import Any
 from ml_collections import config_dict
 
 from jaxrl_llm import default_config, forward
+from jaxrl_llm.data.fitting import PAIRED
 from jaxrl_llm.rollout import trees
 from jaxrl_llm.types import InputError, Method
 
@@ -35,6 +36,9 @@ SAID = {
   'source.accuracy': 'accuracy',
   'judge': 'duel',
 }
+# They read which completion is the better one, or none: not how large a reward is.
+ORDERED = (*PAIRED, 'sft', 'ift')
+SCALES = {'plan.reward_scale': 'none', 'plan.reward_bound': 0.0}  # As they are off.
 SOURCES = ('source.hints', 'source.pool')  # These too ask what is right.
 
 
@@ -74,6 +78,10 @@ def found(config, method: Method) -> Iterator[tuple[str, str]]:
     also = path == 'source.accuracy' and (mixed or any(get(config, p) for p in SOURCES))
     if get(config, path) and wanted not in method.reads and not also:
       yield path, f'{name} does not ask for it (Method.reads)'
+  if name in ORDERED and not config.method.get('temperature'):
+    for path, off in SCALES.items():
+      if (get(config, path) or off) != off:
+        yield path, f'{name} learns the same from rewards of any size'
   frozen = forward.networks(method)['frozen']
   for role in ('ref', 'dpo', 'teacher'):
     if get(config, f'model.{role}') and role not in frozen:

@@ -433,6 +433,21 @@ def test_what_is_right_is_asked_for_by_sources_too():
     assert not wrapped.make_method(c).reads
 
 
+@pytest.mark.parametrize('name', ['dpo', 'simpo', 'sft', 'bradley_terry'])
+@pytest.mark.parametrize(
+  ('option', 'value'), [('reward_scale', 'norm'), ('reward_bound', 2.0)]
+)
+def test_rewards_to_scale_where_their_size_is_not_read(name, option, value):
+  """exo reads it where it has a temperature."""
+  c = toy.get_config(name)
+  c.plan[option] = value
+  with pytest.raises(InputError, match=rf'plan\.{option} is set .*: {name} learns the'):
+    wrapped.make_method(c)
+  c = toy.get_config('exo')
+  c.plan[option], c.method.temperature = value, 0.5
+  wrapped.make_method(c)
+
+
 @pytest.mark.parametrize('main', unread.UNDER)
 def test_an_option_under_one_that_is_off_is_said(main):
   """And no more: a config's part is left out by one flag."""

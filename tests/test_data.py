@@ -18,6 +18,7 @@ from jaxrl_llm.data import (
   chat,
   contamination,
   examples,
+  fitting,
   letters,
   mixture,
   prepare,
@@ -114,6 +115,11 @@ ROWS = [
     'rankings',
     {'prompt': 'q', 'completions': ['a', 'b', 'c'], 'ranks': [1, 0, 1]},
     ('q', ['b', 'a', 'c'], [0.0, -1.0, -1.0]),
+  ),
+  (
+    'rankings',
+    {'prompt': 'q', 'completions': ['a', 'b', 'c'], 'scores': [0.5, 7, -1]},
+    ('q', ['b', 'a', 'c'], [7.0, 0.5, -1.0]),
   ),
   (
     'rankings',
@@ -301,6 +307,7 @@ def test_every_kind_has_a_row():
     ('demonstrations', {'messages': SAY}, r"roles are \['assistant'\]"),
     ('rankings', {'prompt': 'q', 'completions': ['a'], 'ranks': [0]}, 'at least two'),
     ('rankings', {'prompt': 'q', 'completions': ['a', 'b'], 'ranks': [0]}, '1 ranks'),
+    ('rankings', {'prompt': 'q', 'completions': ['a'] * 2, 'scores': [0]}, '1 scores'),
     (
       'ratings',
       {'prompt': 'q', 'completion': 'a', 'ratings': {'k': 'x'}},
@@ -958,6 +965,21 @@ def test_a_mixture(tmp_path):
   other = mixture.mixture(parts={'a': part | {'seed': 1}, 'b': toy_part})
   assert other.digest == found.digest
   assert 'a: ' in found.report[0]
+
+
+def test_a_mixture_of_pairs_with_and_without_margins(tmp_path):
+  """What a policy has come to compare, with the rewards' margins, beside stored pairs:
+  gshf_hybrid's. A margin that not all have is left out, and that is said.
+  """
+  rows = [{'prompt': f'q{i}', 'chosen': 'a', 'rejected': 'b'} for i in range(9)]
+  table = write(tmp_path, [row | {'margin': 2.0} for row in rows])
+  part = dict(name='files', path=table, kind='pairs', test_size=2)
+  toy_part = dict(name='letters', kind='pairs', size=5, test_size=1)
+  found = mixture.mixture(parts={'a': part, 'b': toy_part})
+  for split in (found.train, found.test):
+    assert len({fitting.describe(e) for e in split}) == 1
+  assert "'margin' is left out of every pair, since ['b']" in found.report[-1]
+  assert mixture.mixture(parts={'a': part}).train[0].extra == {'margin': 2.0}
 
 
 @pytest.mark.parametrize(

@@ -607,6 +607,34 @@ def test_labels_of_scores_and_of_pairs():
   assert said == [('x', 1), ('y', -1), ('b', 1), ('d', 1), ('a', -1), ('c', -1)]
 
 
+def test_labels_of_what_has_no_threshold():
+  """Ranks have no zero, a score of 7 is not good by itself, a tie is neither."""
+  ranked = {'prompt': 'q', 'completions': ['x', 'y'], 'ranks': [0, 1]}
+  for rated, words in ((ranked, 'pairs of them'), (SCORED, r'threshold=\.\.\.')):
+    with pytest.raises(InputError, match=words):
+      list(reshape.labels([rated]))
+  tied = pair('x', 'y') | {'tie': True}
+  found = reshape.labels([tied, pair('x', 'y') | {'tie': False}])
+  assert [made['label'] for made in found] == [True, False]
+
+
+def test_a_prompt_by_another_name():
+  """Messages in 'messages' or 'context' tell prompts apart, and come along."""
+  for name in ('messages', 'context'):
+    asked = lambda text, name=name: {name: chat(text)}
+    rows = [
+      asked(q) | {'chosen': a, 'rejected': b} for q, a, b in ('qyn', 'rny', 'qyn')
+    ]
+    assert list(reshape.consistent(rows)) == rows
+    assert list(reshape.flip_rate(rows)) == [{'pairs': 3, 'flip_rate': 0.0}]
+    with pytest.raises(InputError, match='in common'):
+      list(reshape.agreement(rows[:1], others=rows[1:2]))
+    scored = asked('q') | {'completions': ['x', 'y'], 'scores': [0.0, 1.0]}
+    for change in (reshape.pairs, reshape.rankings):
+      (made,) = change([scored])
+      assert made['prompt'] == chat('q')
+
+
 def pair(chosen, rejected, prompt='q', **more):
   return {'prompt': prompt, 'chosen': chosen, 'rejected': rejected} | more
 

@@ -24,6 +24,7 @@ from test_identities import (
 
 from jaxrl_llm import build, forward
 from jaxrl_llm.data import fitting
+from jaxrl_llm.methods import kto
 from jaxrl_llm.models import decoder, pretrained
 from jaxrl_llm.models.config import DecoderConfig
 from jaxrl_llm.ops import links, logprobs, metrics, pair_losses, sequences
@@ -396,12 +397,58 @@ def test_a_chosen_that_fell_is_pushed_up_harder():
   close(slopes(m, rho), [[-4 * weight, weight]])
 
 
+def test_rewards_are_what_the_policy_says_alone():
+  """beta rho, without a penalty or a length: what is held out is compared by it."""
+  rho = jnp.array([[-0.1, -0.2], [0.3, -0.4]])
+  mask = jnp.array([[[1.0, 0], [1, 1]], [[1, 1], [1, 0]]])
+  for name in ('dpo', 'dpo_positive', 'r_dpo'):
+    m = method(name, beta=0.5)
+    logp = (rho / mask.sum(-1))[..., None] * mask
+    found = measured(m, Outputs(logp=logp), rows(m, 0 * logp, mask=mask))[1]
+    told = metrics.finish(found)
+    close(told['accuracy'], 1.0)
+    close(told['margin'], 0.5 * 0.4)
+    close([told['reward_chosen'], told['reward_rejected']], [0.05, -0.15])
+
+
 # ---- Whole batches -------------------------------------------------------------------
 
 
 def ragged(seed=0, n=6):
   rng = np.random.default_rng(seed)
   return (jnp.asarray(-rng.exponential(5, (n, 2, 1)), 'float32') for _ in 'ab')
+
+
+@pytest.mark.parametrize('baseline', ['batch', 'mismatched'])
+def test_the_baseline_of_a_part_is_its_mean(baseline):
+  """Held-out rows are weighed as rows of all, a batch of them as a part."""
+  m, ref = method('kto', baseline=baseline), jnp.zeros((4, 1, 1))
+  batch = rows(m, ref).replace(aux=rows(m, ref))
+  rho = jnp.array([0.4, 1.0, -0.2, 0.8])[:, None, None]
+  out = Outputs(logp=rho, ref_logp=ref)
+  out = out.replace(aux=out)
+  z0 = lambda w: m.measure(
+    out, batch.replace(seq_weight=w, aux=batch.aux.replace(seq_weight=w))
+  ).extra['z0']
+  close(z0(batch.seq_weight), 0.5)
+  close(z0(batch.seq_weight / 30), 0.5)
+  close(z0(0 * batch.seq_weight), 0.0)
+
+
+def test_a_mismatched_row_is_of_another_prompt():
+  """Rows of one prompt stand together, as the two of a pair; padding is no word."""
+  prompts = jnp.array([[5, 6, 0], [5, 6, 9], [7, 7, 7], [5, 5, 5], [5, 5, 5]])
+  batch = toy.batch().replace(
+    prompts=prompts,
+    prompt_length=jnp.array([2, 2, 3, 3, 3]),
+    prompt_id=jnp.array([10, 11, 14, 12, 13]),
+    valid=jnp.array([1.0, 1, 1, 0, 1])[:, None],
+  )
+  other, there = kto.following(batch)
+  np.testing.assert_array_equal(other[there], [4, 4, 0, 2])
+  np.testing.assert_array_equal(there, [True, True, True, False, True])
+  alone = batch.replace(prompts=0 * prompts, prompt_length=batch.prompt_length * 0 + 1)
+  assert not kto.following(alone)[1].any()
 
 
 def test_aot_of_one_pair_is_dpo():

@@ -82,6 +82,14 @@ def test_bradley_terry_and_its_options(name):
     close(said(m, out, reward=row(1.0, 0.0), extra=extra)[0], GOLDEN[name])
 
 
+def test_a_margin_of_the_data_is_in_no_metric_but_the_loss():
+  """Scores 0.9 apart are in the right order, whatever the data ask for."""
+  m, extra = build.method('bradley_terry', margin=2.0), {'margin': jnp.ones(1)}
+  found = said(m, Outputs(score=row(1.2, 0.3)), reward=row(1.0, 0.0), extra=extra)[1]
+  assert found['accuracy'] == (1.0, 1.0)
+  close(found['margin'][0], 0.9)
+
+
 @pytest.mark.parametrize('name', ['rao_kupper', 'davidson'])
 def test_ties(name):
   """Three shares that add up to 1, and win and loss change places with the sides."""

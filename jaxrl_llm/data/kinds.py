@@ -194,21 +194,26 @@ def labels(row: Row) -> Example:
 def rankings(row: Row) -> Example:
   """{prompt, completions, ranks}, or completions of {rank, completion}; 0 is best.
 
-  The completions come best first.
+  The completions come best first, and their rewards are ranks below 0. With `scores` in
+  the place of ranks the scores are the rewards, by whose gaps pro, infonca, nca and exo
+  learn.
   """
   found = listed(row, 'completions')
   if all(isinstance(c, dict) and 'rank' in c for c in found):
-    ranks, found = [c['rank'] for c in found], [c.get('completion') for c in found]
+    by, given = 'ranks', [c['rank'] for c in found]
+    found = [c.get('completion') for c in found]
   else:
-    ranks = listed(row, 'ranks')
-  if len(ranks) != len(found) or len(found) < 2:
+    by = named(row, 'ranks', 'scores')
+    given = listed(row, by)
+  if len(given) != len(found) or len(found) < 2:
     raise InputError(
-      f'{len(found)} completions and {len(ranks)} ranks; as many are due, at least two.'
+      f'{len(found)} completions and {len(given)} {by}; as many are due, at least two.'
     )
   said_of = [said({'completions': c}, 'completions') for c in found]
-  values = [number({'ranks': r}, 'ranks') for r in ranks]
-  best = sorted(range(len(values)), key=lambda i: values[i])
-  return Example(prompt(row), [said_of[i] for i in best], [-values[i] for i in best])
+  sign = 1.0 if by == 'scores' else -1.0
+  rewards = [sign * number({by: x}, by) for x in given]
+  best = sorted(range(len(rewards)), key=lambda i: -rewards[i])
+  return Example(prompt(row), [said_of[i] for i in best], [rewards[i] for i in best])
 
 
 def ratings(row: Row) -> Example:

@@ -18,6 +18,8 @@ def mixture(*, parts: dict, contamination: int = 0) -> Data:
     parts: name to {name, weight, options of that data set}: a weight is a share of the
       training examples, and weights need not sum to 1. A small part is repeated.
     contamination: as in `files`, of all training against all held-out examples.
+
+  Pairs keep their margins where all parts have them.
   """
   found, weights = {}, {}
   for key, options in parts.items():
@@ -30,9 +32,13 @@ def mixture(*, parts: dict, contamination: int = 0) -> Data:
     found[key] = build.made('jaxrl_llm.data', options, where)
   if not found:
     raise InputError('config.data.parts is empty; give at least one data set.')
-  train = Joined([d.train for d in found.values()])
-  test = Joined([d.test for d in found.values()])
+  bare = [key for key, d in found.items() if 'margin' not in d.train[0].extra]
+  left_out = ('margin',) if 0 < len(bare) < len(found) else ()
+  train = Joined([d.train for d in found.values()], left_out)
+  test = Joined([d.test for d in found.values()], left_out)
   report = [f'{key}: {line}' for key, d in found.items() for line in d.report]
+  if left_out:
+    report += [f"'margin' is left out of every pair, since {bare} have none."]
   report += [overlap.told(train, test, contamination)] if contamination else []
   digest = hashlib.sha256(repr([d.digest for d in found.values()]).encode())
   return Data(
@@ -45,10 +51,10 @@ def mixture(*, parts: dict, contamination: int = 0) -> Data:
 
 
 class Joined(Sequence):
-  """Sequences one after the other."""
+  """Sequences one after the other, without some fields of Example.extra."""
 
-  def __init__(self, parts: Sequence[Sequence[Example]]):
-    self.parts = parts
+  def __init__(self, parts: Sequence[Sequence[Example]], left_out: Sequence[str] = ()):
+    self.parts, self.left_out = parts, left_out
     self.ends = np.cumsum([len(p) for p in parts])
 
   def __len__(self) -> int:
@@ -58,4 +64,8 @@ class Joined(Sequence):
     part = int(np.searchsorted(self.ends, index, side='right'))
     if part == len(self.parts):
       raise IndexError(index)
-    return self.parts[part][index - int(self.ends[part]) + len(self.parts[part])]
+    found = self.parts[part][index - int(self.ends[part]) + len(self.parts[part])]
+    if not self.left_out:
+      return found
+    extra = {k: x for k, x in found.extra.items() if k not in self.left_out}
+    return found._replace(extra=extra)

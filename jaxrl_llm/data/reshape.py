@@ -40,7 +40,7 @@ def pairs(rows: Iterable[Row], *, margin: float = 0.0, ends: bool = False):
     for (one, best), (other, worst) in [(ordered[0], ordered[-1])] if ends else found:
       if best - worst > margin and one != other:
         both = {'chosen': one, 'rejected': other, 'margin': best - worst}
-        yield {'prompt': row['prompt'], **both}
+        yield {'prompt': kinds.prompt(row), **both}
 
 
 def rankings(rows: Iterable[Row], *, size: int = 0) -> Iterator[Row]:
@@ -58,7 +58,7 @@ def rankings(rows: Iterable[Row], *, size: int = 0) -> Iterator[Row]:
     steps = sorted({-score for _, score in ordered})
     ranks = [steps.index(-score) for _, score in ordered]
     yield {
-      'prompt': row['prompt'],
+      'prompt': kinds.prompt(row),
       'completions': [text for text, _ in ordered],
       'ranks': ranks,
     }
@@ -71,17 +71,33 @@ def transcripts(rows: Iterable[Row]) -> Iterator[Row]:
     yield {'prompt': asked, 'chosen': chosen, 'rejected': rejected}
 
 
-def labels(rows: Iterable[Row], *, threshold: float = 0.0) -> Iterator[Row]:
+def labels(rows: Iterable[Row], *, threshold: float | None = None) -> Iterator[Row]:
   """Kind 'labels', for KTO: of pairs the chosen one is desirable and the rejected one
-  is not; of scored completions those above `threshold` are.
+  is not, and a tie is left out; of scored completions those above `threshold` are.
   """
   for row in rows:
-    if 'chosen' in row:
-      found = [(kinds.said(row, side), side == 'chosen') for side in SIDES]
+    if 'chosen' not in row:
+      found = [(text, score > above(row, threshold)) for text, score in scored(row)]
+    elif row.get('tie'):
+      continue
     else:
-      found = [(text, score > threshold) for text, score in scored(row)]
+      found = [(kinds.said(row, side), side == 'chosen') for side in SIDES]
     for text, label in found:
       yield {'prompt': kinds.prompt(row), 'completion': text, 'label': label}
+
+
+def above(row: Row, threshold: float | None) -> float:
+  """The score above which a completion is desirable."""
+  if 'ranks' in row:
+    raise InputError(
+      "labels: 'ranks' say which completion is better and not which is good. Make "
+      'pairs of them first, or give scores.'
+    )
+  if threshold is None:
+    raise InputError(
+      'labels: say above which score a completion is desirable, labels(threshold=...).'
+    )
+  return threshold
 
 
 def scored(row: Row) -> list[tuple[Any, float]]:
@@ -299,7 +315,8 @@ def flip_rate(rows: Iterable[Row]) -> Iterator[dict[str, float]]:
 def told(row: Row, *, turned: bool = False) -> list:
   """A pair without what stands beside it, or the same two the other way round."""
   first, second = SIDES[::-1] if turned else SIDES
-  return [row.get('prompt'), kinds.said(row, first), kinds.said(row, second)]
+  asked = row.get(kinds.asked_in(row))
+  return [asked, kinds.said(row, first), kinds.said(row, second)]
 
 
 def digest(value: Any) -> str:

@@ -35,7 +35,8 @@ def bradley_terry(
   learns = ties is not preferences.half
 
   def loss(out, batch):
-    logit = sequences.margin(out.score) - margin * strength(batch, margin)
+    ahead = sequences.margin(out.score)
+    logit = ahead - margin * strength(batch, margin)
     often = jax.nn.softplus(out.own['tie']) if learns else 0.0
     win, lost, tie = ties(logit, often)
     tied = batch.extra.get('tie', jnp.zeros_like(logit)) > 0
@@ -45,8 +46,8 @@ def bradley_terry(
     drift += l2 * 0.5 * jnp.square(out.score).sum(1)
     return jnp.sum(w * (nll + drift)), {
       'nll': metrics.average(nll, w),
-      'margin': metrics.average(logit, w * ~tied),
-      'accuracy': metrics.wins(logit, w * ~tied),
+      'margin': metrics.average(ahead, w * ~tied),
+      'accuracy': metrics.wins(ahead, w * ~tied),
     }
 
   if not learns:

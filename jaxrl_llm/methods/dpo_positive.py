@@ -11,17 +11,16 @@ beta 0.3 could not be confirmed.
 
 import jax
 
-from jaxrl_llm.methods.dpo import log_ratio, paired
-from jaxrl_llm.ops import pair_losses
+from jaxrl_llm.methods.dpo import log_ratio, rewarded
+from jaxrl_llm.ops import pair_losses, sequences
 from jaxrl_llm.types import Method
 
 
 def dpo_positive(*, beta: float = 0.3, lam: float = 50.0) -> Method:
-  """`lam` is the strength of the penalty."""
-  plain = log_ratio(beta)
+  """`lam` is the strength of the penalty, which no metric but the loss counts."""
 
-  def reward(out, batch):
-    r = plain(out, batch)
-    return r.at[:, 0].add(-lam * jax.nn.relu(-r[:, 0]))
+  def loss(reward):
+    fallen = jax.nn.relu(-reward[:, 0])
+    return pair_losses.logistic(sequences.margin(reward) - lam * fallen)
 
-  return paired(pair_losses.logistic, reward)
+  return rewarded(loss, log_ratio(beta))

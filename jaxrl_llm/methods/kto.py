@@ -5,14 +5,14 @@
 
 A completion is desirable, sign +1, where its `reward` is above 0, and else undesirable,
 sign -1. A mismatched row is the completion of another prompt after this one's; z0 is
-their mean over the whole minibatch, held above zero after averaging. `baseline='batch'`
-takes the matched rows instead.
+their mean over the whole minibatch, held above zero after averaging. Of held-out rows
+it is that of each batch of them. `baseline='batch'` takes the matched rows instead.
 """
 
 import jax
 import jax.numpy as jnp
 
-from jaxrl_llm.ops import extras, metrics, sequences
+from jaxrl_llm.ops import correlation, extras, metrics, sequences
 from jaxrl_llm.types import InputError, Method
 
 
@@ -34,7 +34,7 @@ def kto(
   def measure(out, batch):
     out, rows = (out.aux, batch.aux) if mismatched else (out, batch)
     rho = sequences.seq_sum(out.logp - out.ref_logp, rows.mask)
-    z0 = jnp.maximum(jnp.sum(rows.seq_weight * rho), 0.0)
+    z0 = jnp.maximum(correlation.weighted(rho, rows.seq_weight)[0, 0], 0.0)
     return extras.carried(batch, {'z0': z0})
 
   def loss(out, batch):
@@ -79,10 +79,13 @@ def mismatch(batch):
 
 
 def following(batch):
-  """Of each prompt the next valid one [B], and 1 where both are, and are two."""
-  there = batch.valid.max(1)
-  order = jnp.lexsort((batch.prompt_id, -there))  # The valid ones first.
-  place, count = jnp.arange(len(order)), jnp.sum(there > 0)
-  ahead = order[jnp.where(place + 1 < count, place + 1, 0)]
-  other = jnp.zeros_like(order).at[order].set(ahead)
-  return other, there * (count > 1)
+  """Of each row the next valid one of another prompt [B], and whether there is one.
+
+  Several rows of one prompt, such as the two of a pair, stand behind each other.
+  """
+  there, slots = batch.valid.max(1) > 0, jnp.arange(batch.prompts.shape[1])
+  asked = jnp.where(slots[None] < batch.prompt_length[:, None], batch.prompts, -1)
+  other = (asked[:, None] != asked[None]).any(-1) & there[:, None] & there[None]
+  place = jnp.argsort(jnp.argsort(batch.prompt_id))
+  ahead = (place[None] - place[:, None]) % len(place)
+  return jnp.where(other, ahead, len(place)).argmin(1), other.any(1)
