@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import small
 import tables
 
+from jaxrl_llm.evaluate.exploitability import gap, regularised_gap
 from jaxrl_llm.methods.inpo import inpo
 from jaxrl_llm.methods.nash_md import nash_md
 from jaxrl_llm.methods.sppo import sppo
@@ -62,12 +63,10 @@ def measure(state, key):
   """
   del key
   p, count = jnp.exp(tables.policy(state)[0]), jnp.maximum(state.step, 1)
-  wins = TABLE @ p
-  own = p @ (wins - TAU * (jnp.log(p) + jnp.log(3.0)))
   return {
-    'exploitability': wins.max() - 0.5,
-    'average': (TABLE @ state.extra['sum'] / count).max() - 0.5,
-    'regularised': TAU * jnp.log(jnp.exp(wins / TAU).mean()) - own,
+    'exploitability': gap(TABLE, p),
+    'average': gap(TABLE, state.extra['sum'] / count),
+    'regularised': regularised_gap(TABLE, p, jnp.full(3, 1 / 3), tau=TAU),
   }
 
 
