@@ -212,6 +212,22 @@ def test_equal_compares_what_was_extracted():
     equal(by='maths')
 
 
+@pytest.mark.parametrize(
+  ('by', 'gold'),
+  [
+    ('number', '2 + 3 = 5\n#### 5'),
+    ('units', '5 apples'),
+    ('choice', 'Paris'),
+    ('math', '1' * 301),
+    ('text', ' '),
+  ],
+)
+def test_a_reference_that_nothing_equals_is_refused(by, gold):
+  """It would be worth 0 to every completion, itself included."""
+  with pytest.raises(InputError, match=r'the reference answer .* is none'):
+    equal(by=by, extract='whole')(sample('5', gold))
+
+
 # ---- Countdown -----------------------------------------------------------------------
 
 
@@ -525,6 +541,8 @@ def test_a_task_may_name_its_verifier(tmp_path):
     questions(**paths, **columns)
   with pytest.raises(InputError, match=r"config.task.verify.*no option 'bye'"):
     questions(**paths, **columns, verify='equal(bye="math")')
+  with pytest.raises(InputError, match=r'(?s)test\.jsonl.*reference answer .* is none'):
+    questions(**paths, **columns, verify='equal(by="choice")')
 
 
 def test_a_task_of_instructions(tmp_path):
