@@ -351,6 +351,14 @@ def test_json_schema(text, score):
   assert json_schema()(sample(text, schema=json.dumps(SCHEMA))) == score
 
 
+@pytest.mark.parametrize(
+  ('step', 'text', 'score'),
+  [(0.1, '0.3', 1), (0.01, '0.07', 1), (0.1, '0.35', 0), (3, '1' + '0' * 30 + '1', 0)],
+)
+def test_multiples_are_exact(step, text, score):
+  assert json_schema(schema={'multipleOf': step})(sample(text)) == score
+
+
 def test_json_schema_agrees_with_another_implementation():
   jsonschema = pytest.importorskip('jsonschema')
   schemas = [SCHEMA, True, False, {'not': {'type': 'string'}}, {'multipleOf': 0.5}]
