@@ -79,7 +79,8 @@ def extracted(rows, by: str, path: Path, batch: int) -> list:
   todo = list(due)
   for start in range(0, len(todo), batch):
     turn = todo[start : start + batch]
-    for of, said in zip(turn, extraction.extract(ask, [due[k] for k in turn])):
+    told = extraction.extract(ask, [due[k] for k in turn], [*known.values()])
+    for of, said in zip(turn, told):
       known[of] = said
       log.append(path, {'of': of, 'said': said})
     print(f'{start + len(turn)} of {len(todo)} feedbacks read.')

@@ -82,7 +82,8 @@ def samples(items) -> list[Sample]:
       text,
       0,
       False,
-      records.Record(i, records.chat(item.prompt), item.responses[0], item.extra),
+      # No answer: the right response would be shown as a judge's reference.
+      records.Record(i, records.chat(item.prompt), '', item.extra),
     )
     for i, item in enumerate(items)
     for text in item.responses

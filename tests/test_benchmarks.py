@@ -234,6 +234,10 @@ def test_judges_of_pairs_play_both_games():
     script.by_pairs(prefers, [item('Math', count=4)])
 
 
+def test_a_judge_is_not_shown_which_response_is_right():
+  assert {x.record.answer for x in script.samples([item('math')])} == {''}
+
+
 def test_likelihood_adds_up_whatever_it_is_batched_with():
   row = lambda text: Sample('?', text, 0, False, records.Record(0, ASKED, '', {}))
   ASKED = records.chat('ab')

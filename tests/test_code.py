@@ -308,9 +308,11 @@ def test_a_sandbox_that_leaks_does_not_count(monkeypatch):
   assert not levels.works.__wrapped__('bubblewrap')
 
 
-def test_a_record_without_tests():
+@pytest.mark.parametrize('tests', [None, {'name': 'f', 'cases': []}, {'name': 'f'}])
+def test_a_record_without_tests(tests):
+  """Of no tests every program would pass all."""
   with pytest.raises(InputError, match=r"record 3 has no extra\['tests'\]"):
-    code_lib.passed('', sample('', None).record, level=SHUT[0], limits=QUICK)
+    code_lib.passed('', sample('', tests).record, level=SHUT[0], limits=QUICK)
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,12 @@ def test_the_reference_is_shown_where_it_is_asked_for():
   )[0]
   assert seen('42') == {'question': 'Why?', 'reference': '42', 'answer': 'So.'}
   assert seen('') == {'question': 'Why?', 'answer': 'So.'}
+  one = sample('So.')
+  for reward, given in ((judge, [one]), (judge_pairs, [(one, one)])):
+    with pytest.raises(InputError, match='record 0 has no answer'):
+      reward(by=by('longest'), reference=True).score(given)
+    with pytest.raises(InputError, match='votes=0'):
+      reward(by=by('longest'), votes=0).score(given)
 
 
 INJECTIONS = [

@@ -122,6 +122,10 @@ def test_a_reply_that_cannot_be_read(reply):
   assert extraction.extract(ask, ['a', 'b']) == [None, []]
   with pytest.raises(InputError, match='1 of 1 replies have no list'):
     extraction.extract(ask, ['a'])
+  # The last, short batch of a long table.
+  assert extraction.extract(ask, ['a'], [[]]) == [None]
+  with pytest.raises(InputError, match='2 of 3 replies have no list'):
+    extraction.extract(ask, ['a'], [[], None])
 
 
 def test_feedback_cannot_bring_claims():

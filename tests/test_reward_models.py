@@ -12,7 +12,7 @@ import runs
 import toy
 from oracles import reward_models as oracle
 
-from jaxrl_llm import build, controllers, log, train, types
+from jaxrl_llm import build, controllers, log, restored, train, types
 from jaxrl_llm.data import kinds
 from jaxrl_llm.data.examples import Example
 from jaxrl_llm.methods import ensemble
@@ -574,6 +574,22 @@ def test_attributes_as_a_reward(shared):
   assert np.ptp(long) > 0
   with pytest.raises(InputError, match=r"give some of \['good', 'long'\]"):
     rated('good,long', 'bad=1')
+
+
+def test_an_option_of_another_reward_model_is_refused(monkeypatch):
+  """It changed nothing, and steps read scores of tokens that nobody trained."""
+  count = lambda run: dict(count=2) if run == 'p_rlhf' else {}
+  trained = lambda run: (None, build.method(run, **count(run)))
+  monkeypatch.setattr(restored, 'trained', trained)
+  given = dict(weights='good=1', steps='least', members='worst', user='1')
+  reads = dict(regression='weights', prm='steps', orm='steps', ensemble='members')
+  reads |= dict(brme='members', p_rlhf='user', vpl='user', bradley_terry='')
+  for run, read in reads.items():
+    for name in given.keys() - {read}:
+      with pytest.raises(InputError, match=f'{name}=.* has no meaning for {run}'):
+        learned(run=run, **{name: given[name]})
+  with pytest.raises(InputError, match=r'members=.*which reads .principle. alone'):
+    learned(run='rlbff', principle='=', members='worst')
 
 
 def test_steps_as_a_reward(shared):

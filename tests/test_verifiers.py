@@ -53,6 +53,19 @@ SAME = [
   ('(1,2)', '\\left( 1, 2.0 \\right)'),
   ('[0,1)\\cup(2,\\infty)', '(2,\\infty)\\cup[0,1)'),
   ('\\text{even}', 'even'),
+  ('(0,100)', '(0,200/2)'),
+  ('(5,100)', '(5, 200/2)'),
+  ('\\{1,100\\}', '\\{100,1\\}'),
+  ('(1,000, 2,000)', '(1000,2000)'),
+  ('\\frac{1,000}{3}', '1000/3'),
+  ('1{,}000', '1000'),
+  ('2i', '\\sqrt{-4}'),
+  ('1+i\\sqrt3', '(-8)^{1/3}'),
+  ('\\ln(2)^2', '(\\ln 2)^2'),
+  ('\\sin 2x', '\\sin(2x)'),
+  ('\\sin\\pi x', '\\sin(\\pi x)'),
+  ('2\\sin x\\cos x', '\\sin 2x'),
+  ('(1 \\\\ 2)', '(1\\\\2)'),
   ('\\{(1,2),(3,4)\\}', '\\{(3,4),(1,2)\\}'),
   ('x^2+y^2=1', 'x^2 + y^2 = 1'),
 ]
@@ -62,6 +75,14 @@ DIFFERENT = [
   ('\\{1,1,2\\}', '\\{1,2,2\\}'),
   ('\\{1,2\\}', '(1,2)'),
   ('2\\pi', '6.28'),
+  ('(0,100)', '100'),
+  ('[0,100]', '100'),
+  ('(3,120)', '3120'),
+  ('0,100', '100'),
+  ('-2i', '\\sqrt{-4}'),
+  ('\\ln(4)', '\\ln(2)^2'),
+  ('\\sin 2x', 'x\\sin 2'),
+  ('\\ln x y', '\\ln(x)y'),
   ('6.28', '2\\pi'),  # Off by 5e-4 of it.
   ('1/3', '0.3333333333'),
   ('3', '3 or 4'),
@@ -191,6 +212,22 @@ def test_equal_compares_what_was_extracted():
     equal(by='maths')
 
 
+@pytest.mark.parametrize(
+  ('by', 'gold'),
+  [
+    ('number', '2 + 3 = 5\n#### 5'),
+    ('units', '5 apples'),
+    ('choice', 'Paris'),
+    ('math', '1' * 301),
+    ('text', ' '),
+  ],
+)
+def test_a_reference_that_nothing_equals_is_refused(by, gold):
+  """It would be worth 0 to every completion, itself included."""
+  with pytest.raises(InputError, match=r'the reference answer .* is none'):
+    equal(by=by, extract='whole')(sample('5', gold))
+
+
 # ---- Countdown -----------------------------------------------------------------------
 
 
@@ -312,6 +349,14 @@ SCHEMA = {
 def test_json_schema(text, score):
   assert json_schema(schema=SCHEMA)(sample(text)) == score
   assert json_schema()(sample(text, schema=json.dumps(SCHEMA))) == score
+
+
+@pytest.mark.parametrize(
+  ('step', 'text', 'score'),
+  [(0.1, '0.3', 1), (0.01, '0.07', 1), (0.1, '0.35', 0), (3, '1' + '0' * 30 + '1', 0)],
+)
+def test_multiples_are_exact(step, text, score):
+  assert json_schema(schema={'multipleOf': step})(sample(text)) == score
 
 
 def test_json_schema_agrees_with_another_implementation():
@@ -504,6 +549,8 @@ def test_a_task_may_name_its_verifier(tmp_path):
     questions(**paths, **columns)
   with pytest.raises(InputError, match=r"config.task.verify.*no option 'bye'"):
     questions(**paths, **columns, verify='equal(bye="math")')
+  with pytest.raises(InputError, match=r'(?s)test\.jsonl.*reference answer .* is none'):
+    questions(**paths, **columns, verify='equal(by="choice")')
 
 
 def test_a_task_of_instructions(tmp_path):

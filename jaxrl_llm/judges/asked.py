@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 from jaxrl_llm import build
 from jaxrl_llm.judges import verdicts
+from jaxrl_llm.tasks.records import Record
 from jaxrl_llm.types import InputError
 
 WORST = 0.5  # Share of verdicts that may be unreadable.
@@ -16,6 +17,16 @@ def make(by: dict) -> verdicts.Ask:
   return build.made('jaxrl_llm.judges', by, 'judge')
 
 
+def reference(record: Record, wanted: bool) -> str:
+  """The record's answer for a judge to see, or '' where that is not `wanted`."""
+  if wanted and not record.answer.strip():
+    raise InputError(
+      f'judge: reference=True, and record {record.id} has no answer. Name its field in '
+      'the task, or leave reference out.'
+    )
+  return record.answer if wanted else ''
+
+
 def means(
   ask: verdicts.Ask,
   questions: Sequence[verdicts.Question],
@@ -25,9 +36,11 @@ def means(
   """The mean verdict on each question; None where no vote can be read.
 
   Raises:
-    InputError: more than WORST of all replies cannot be read. A judge that does not
-      keep to the form would give every answer the same reward.
+    InputError: `votes` is below 1, or more than WORST of all replies cannot be read. A
+      judge that does not keep to the form would give every answer the same reward.
   """
+  if votes < 1:
+    raise InputError(f'judge: votes={votes}; give at least 1.')
   found: list[list[float | None]] = [[] for _ in questions]
   for vote in range(votes):
     replies = ask([q.messages for q in questions], vote)

@@ -35,18 +35,22 @@ class Claim(NamedTuple):
   evidence: str  # Of the feedback.
 
 
-def extract(ask: verdicts.Ask, feedback: Sequence[str]) -> list[list[Claim] | None]:
+def extract(
+  ask: verdicts.Ask, feedback: Sequence[str], earlier: Sequence = ()
+) -> list[list[Claim] | None]:
   """Claims of each feedback, as they were said; None where a reply cannot be read.
 
   Raises:
-    InputError: more than asked.WORST of the replies cannot be read.
+    InputError: more than asked.WORST of the replies cannot be read, these and those
+      that were read `earlier` together.
   """
   questions = [verdicts.question(READ, [('feedback', x)], FORM) for x in feedback]
   replies = ask([q.messages for q in questions], 0)
   found = [read(x, q.mark) for x, q in zip(replies, questions, strict=True)]
-  if (lost := sum(x is None for x in found)) > asked.WORST * len(found):
+  every = [*earlier, *found]
+  if (lost := sum(x is None for x in every)) > asked.WORST * len(every):
     raise InputError(
-      f'principles: {lost} of {len(found)} replies have no list behind their mark; the '
+      f'principles: {lost} of {len(every)} replies have no list behind their mark; the '
       f'last reply is {replies[-1][-200:]!r}. Choose a model that keeps to the form, '
       'or give it more max_tokens.'
     )

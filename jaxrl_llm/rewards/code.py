@@ -63,11 +63,11 @@ def allowed(allow: bool, isolation: str, where: str) -> str:
 
 def passed(text: str, record, *, level: str, limits: levels.Limits) -> programs.Grade:
   """The grade of a completion."""
-  tests = record.extra.get('tests')
-  if not tests:
+  tests = record.extra.get('tests') or {}
+  if not tests.get('cases', tests.get('check')):  # Of no tests all would be passed.
     raise InputError(
-      f"code: record {record.id} has no extra['tests']; use a task that has them, such "
-      'as human_eval.'
+      f"code: record {record.id} has no extra['tests'] with 'cases' or a 'check'; use "
+      'a task that has them, such as human_eval, and leave out records without any.'
     )
   program = source.program(tests.get('prompt', ''), text)
   return programs.graded(tests, program, level=level, limits=limits)

@@ -37,11 +37,21 @@ def equal(*, by: str = 'math', extract: str = 'boxed') -> Reward:
     by: 'number' (rewards/numbers.py), 'units' (units.py), 'math' (symbolic.py),
       'choice' or 'text'.
     extract: where the answer stands, a name of rewards/extract.py.
+
+  Raises:
+    InputError: there is no such notion or place; at a call, the record's answer is none
+      by this notion, and would be nobody's.
   """
   same, find = notion(by), extraction.by_name(extract)
 
   def reward(sample: Sample) -> float:
-    return float(same(sample.record.answer, find(sample.completion)))
+    gold = sample.record.answer
+    if not same(gold, gold):
+      raise InputError(
+        f'equal(by={by!r}): the reference answer {gold[-100:]!r} is none; it has to be '
+        'the answer alone. Mend the record, or take another `by`.'
+      )
+    return float(same(gold, find(sample.completion)))
 
   return reward
 

@@ -16,10 +16,13 @@ DROPPED = re.compile(
 )
 NAMED = re.compile(r'^(?:[A-Za-z](?:_\{?[A-Za-z0-9]\}?)?|[fghy]\([a-z]\))\s*=(?!=)\s*')
 TOKEN = re.compile(
-  r'\s*(?:(?P<number>[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])(?:\.[0-9]+)?|[0-9]+(?:\.[0-9]+)?'
-  r'|\.[0-9]+)|\\(?P<name>[A-Za-z]+|[{}|])|(?P<word>[A-Za-z]+)'
+  r'\s*(?:(?P<number>[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9])(?:\.[0-9]+)?'
+  r'|[0-9]+(?:\.[0-9]+)?|\.[0-9]+)|\\(?P<name>[A-Za-z]+|[{}|])|(?P<word>[A-Za-z]+)'
   r'|(?P<sign>\*\*|[-+*/^(){}\[\],|_=]))\s*'
 )
+# What stands in brackets; \frac{1,000}{3} has none.
+LISTED = re.compile(r'(?:(?<=[(\[])|(?<=\\\{))[^()\[\]{}]+(?=[)\]]|\\\})')
+SPACED = re.compile(r'(?<!\\)\\ ')  # A space; two backslashes end a row.
 SYMBOLS = str.maketrans(
   {
     '\N{MINUS SIGN}': '-',
@@ -50,9 +53,8 @@ class Tree(NamedTuple):
 
 def normal(text: str) -> str:
   """The text without what does not change its meaning, and without 'x = '."""
-  text = (
-    DROPPED.sub('', text.translate(SYMBOLS).replace('\\ ', ' ')).strip().rstrip('.')
-  )
+  text = SPACED.sub(' ', text.translate(SYMBOLS)).replace('{,}', ',')
+  text = DROPPED.sub('', text).strip().rstrip('.')
   while text.startswith('{') and text.endswith('}') and matched(text) == len(text) - 1:
     text = text[1:-1]
   return NAMED.sub('', text) if text.count('=') == 1 else text
@@ -73,7 +75,7 @@ def matched(text: str) -> int:
 
 def parse(text: str) -> Tree:
   """The tree of a whole answer. Raises ValueError for text that is none."""
-  tokens, at = [], 0
+  tokens, at, text = [], 0, LISTED.sub(parted, text)
   for match in TOKEN.finditer(text):
     if match.start() != at:
       raise ValueError(text)
@@ -85,6 +87,12 @@ def parse(text: str) -> Tree:
   if at != len(tokens):
     raise ValueError(text)
   return tree
+
+
+def parted(match: re.Match) -> str:
+  """'1,234' in brackets is two numbers, but in '1,000, 2,000' there are two as well."""
+  found = match[0]
+  return found if re.search(r',\s|,0[0-9]', found) else found.replace(',', ', ')
 
 
 def spelled(match: re.Match) -> list[tuple[str, str]]:
@@ -231,8 +239,27 @@ def function(tokens, at: int, depth: int) -> tuple[Tree, int]:
   if name == 'sqrt':
     inner, at = short(tokens, at, depth)
   else:
-    inner, at = power(tokens, at, bounded(depth + 1))
+    inner, at = argument(tokens, at, bounded(depth + 1))
   return Tree('call', (name, inner)), at
+
+
+def argument(tokens, at: int, depth: int) -> tuple[Tree, int]:
+  """\\ln(2)^2 is (\\ln 2)^2 and \\sin 2x is \\sin(2x); \\ln x y is refused."""
+  first = tokens[at] if at < len(tokens) else ('sign', '')
+  if first == ('sign', '('):
+    return atom(tokens, at, depth)
+  inner, at = power(tokens, at, depth)
+  while first[0] in ('number', 'name') and at < len(tokens) and letter(tokens[at]):
+    if first[0] == 'name' and first[1] != 'pi':
+      raise ValueError('a function of one factor, or of both')
+    right, at = power(tokens, at, depth)
+    inner = Tree('*', (inner, right))
+  return inner, at
+
+
+def letter(token: tuple[str, str]) -> bool:
+  """Whether it is a variable or a constant."""
+  return token[0] == 'name' and token[1] not in (*FUNCTIONS, *FRACTIONS, 'cup')
 
 
 def short(tokens, at: int, depth: int) -> tuple[Tree, int]:

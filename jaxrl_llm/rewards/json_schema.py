@@ -7,6 +7,7 @@ that is not in CHECKS is refused, so that none is passed over in silence.
 import json
 import re
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 from jaxrl_llm.rewards import automaton
@@ -149,7 +150,8 @@ def inverse(schema) -> Fits:
 
 
 def multiple(step) -> Fits:
-  return of((int, float), lambda x: x / step == x / step // 1)
+  exactly = lambda x: Fraction(str(x))  # As it is written: 0.3 is three times 0.1.
+  return of((int, float), lambda x: exactly(x) % exactly(step) == 0)
 
 
 NUMBER = (int, float)

@@ -33,7 +33,7 @@ def judge(
   ask = asked.make(by)
 
   def question(s: Sample) -> verdicts.Question:
-    known = s.record.answer if reference else ''
+    known = asked.reference(s.record, reference)
     scale = dict(low=low, high=high)
     return verdicts.graded(
       s.prompt, s.completion, **scale, reference=known, rubric=rubric

@@ -36,7 +36,7 @@ def judge_pairs(
   ask = asked.make(by)
 
   def question(one: Sample, other: Sample) -> verdicts.Question:
-    known = one.record.answer if reference else ''
+    known = asked.reference(one.record, reference)
     texts = (one.prompt, one.completion, other.completion)
     return verdicts.compared(*texts, reference=known, rubric=rubric)
 

@@ -62,6 +62,9 @@ def learned(
       completions that are scored at once: a step's, when it rewards a policy.
     user: of a run of `vpl`, a table of pairs that one user has chosen between, as many
       as its training had in a row; of `p_rlhf` a user's number, '' is anybody.
+
+  Raises:
+    InputError: the folder holds no reward model, or one that has no use for an option.
   """
   reading = make_reading(run, weights, principle, steps, members, user)
   model = restored.network(run, reading.role)
@@ -116,9 +119,12 @@ def make_reading(
   run: str, weights: str, principle: str, steps: str, members: str, user: str
 ) -> Reading:
   """The Reading of a run, from what its method reads and what is asked for."""
+  given = dict(weights=weights, principle=principle, steps=steps)
+  given |= dict(members=members, user=user)
+  config, method = (None, None) if principle else restored.trained(run)
+  check_read(run, given, 'principle' if principle else read_by(method))
   if principle:
     return judged(principle)
-  config, method = restored.trained(run)
   needs = method.needs
   if method.gaussians:
     return spread(method, members)
@@ -143,6 +149,26 @@ def make_reading(
     value = lambda out, rows: join(out.token_score, rows.mask)[:, 0]
     return Reading('reward', ('token_score',), stepped, value)
   return Reading('reward', ('score',), plain, lambda out, rows: out.score[:, 0])
+
+
+def read_by(method: Method) -> str:
+  """Which option of `learned` the reward model of a method has a use for, or ''."""
+  if method.gaussians or 'members' in method.needs:
+    return 'members'
+  if method.soft or method.serve:
+    return 'user'
+  uses = {'attributes': 'weights', 'token_score': 'steps'}
+  return next((uses[need] for need in method.needs if need in uses), '')
+
+
+def check_read(run: str, given: dict[str, str], read: str) -> None:
+  """Refuses options that would change nothing."""
+  if unread := [name for name, value in given.items() if value and name != read]:
+    known = f'{read!r} alone' if read else 'none of these options'
+    raise InputError(
+      f'learned: {unread[0]}={given[unread[0]]!r} has no meaning for {run}, which '
+      f'reads {known}; leave it out, or name another run.'
+    )
 
 
 def served(method: Method, user: str) -> Reading:

@@ -9,7 +9,7 @@ from fractions import Fraction
 
 LONGEST = 100  # Characters of a number; longer text is no number.
 UNSIGNED = (
-  r'(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?'
+  r'(?:[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?'
   r'(?:[eE][-+]?[0-9]{1,2}(?![0-9]))?'
   r'|\.[0-9]+'
 )

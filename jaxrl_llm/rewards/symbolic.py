@@ -117,7 +117,7 @@ ARITHMETIC: dict[str, Callable] = {
   '-': lambda a, b: a - b,
   '*': lambda a, b: a * b,
   '/': lambda a, b: a / b,
-  'minus': lambda a: -a,
+  'minus': lambda a: 0 - a,  # -a would have -0.0 i, from where sqrt goes the other way.
 }
 
 

@@ -78,7 +78,10 @@ def questions(
     extra = kept | {'reference': reference}
     known = numbers.parse(right) is not None  # What else says an answer is not known.
     hints = {'solution': worked(reference, right)} if known else {}
-    return Record(number, asked, right, extra, hints, fields.template(row), where)
+    told = Record(number, asked, right, extra, hints, fields.template(row), where)
+    if verify:
+      check('', told)  # What the verifier cannot use is said here, with its line.
+    return told
 
   test = read(test_path, record)[: limit or None]
   train, left_out = apart(read(train_path, record), test)
