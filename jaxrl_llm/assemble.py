@@ -93,10 +93,8 @@ def assemble(config) -> Run:
     several = config.source.name in episodes.SOURCES
     make = asking.conversations if several else asking.questions
     feed = make(config, decoders['policy'], model, text, mesh)
-  feed = feed._replace(
-    source=feeds.laid_out(feed.source, config, mesh, feed.data.longest)
-  )
-  feed = feeds.overlapped(feed, config, mesh)
+  laid = feeds.laid_out(feed.source, config, mesh, feed.data.longest)
+  feed = feeds.overlapped(feed._replace(source=laid), config, mesh)
   jax.eval_shape(update_step, state, specimen(config, feed, state))
   said = (unread.idle(config), lora.report(model.config, adapters), feed.data.report)
   data = feed.data._replace(report=[line for lines in said for line in lines])

@@ -65,23 +65,20 @@ def questions(
     InputError: names the file and line of what cannot be read.
   """
   digest = hashlib.sha256()
-  check = verifier(verify) if verify else numeric(extraction.by_name(extract))
-  check = check if answer or verify else None
-  read_gold = reference_answer if verify else gold
+  check = checker(verify, answer, extract)
 
   def record(row: dict[str, Any], number: int, where: str) -> Record:
     digest.update(json.dumps(row, sort_keys=True, default=str).encode())
     reference = field(row, answer) if answer else ''
     asked = messages(row, question, system, suffix)
-    kept = {k: row[k] for k in keep if k in row}
-    right = read_gold(reference) if check else ''
-    extra = kept | {'reference': reference}
+    right = (reference_answer if verify else gold)(reference) if check else ''
+    extra = {k: row[k] for k in keep if k in row} | {'reference': reference}
     known = numbers.parse(right) is not None  # What else says an answer is not known.
     hints = {'solution': worked(reference, right)} if known else {}
-    told = Record(number, asked, right, extra, hints, fields.template(row), where)
+    made = Record(number, asked, right, extra, hints, fields.template(row), where)
     if verify:
-      check('', told)  # What the verifier cannot use is said here, with its line.
-    return told
+      check('', made)  # What the verifier cannot use is said here, with its line.
+    return made
 
   test = read(test_path, record)[: limit or None]
   train, left_out = apart(read(train_path, record), test)
@@ -91,8 +88,8 @@ def questions(
     )
   report = told(train, test, left_out, contamination)
   cycle, read_all = Cycle(train, seed), digest.hexdigest()
-  task = Task('questions', cycle, tuple(test), check, read_all, report)
-  return task._replace(long_prompt=long_prompt)
+  made = Task('questions', cycle, tuple(test), check, read_all, report)
+  return made._replace(long_prompt=long_prompt)
 
 
 def messages(row: dict[str, Any], name: str, system: str, suffix: str) -> list[dict]:
@@ -102,6 +99,13 @@ def messages(row: dict[str, Any], name: str, system: str, suffix: str) -> list[d
   asked = kinds.messages(row, name)
   kinds.spoken(asked)
   return asked
+
+
+def checker(verify: str, answer: str, extract: str):
+  """By `verify`, else by the number at `extract`; None where there is no answer."""
+  if verify:
+    return verifier(verify)
+  return numeric(extraction.by_name(extract)) if answer else None
 
 
 def numeric(find) -> Callable[[str, Record], float]:
