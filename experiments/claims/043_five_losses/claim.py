@@ -1,0 +1,54 @@
+"""Five preference losses from one start, on hh-rlhf's harmless pairs."""
+
+METHODS = ('dpo', 'ipo', 'kto', 'orpo', 'simpo')
+QUIET = '--config.log.tensorboard=False'
+ARMS = {
+  m: [
+    f'--config=configs/hh.py:{m}',
+    f'--config.data.path={{{"labels" if m == "kto" else "hh"}}}',
+    *(() if m == 'dpo' else ('--config.evaluation.every=0',)),
+    QUIET,
+  ]
+  for m in METHODS
+}
+MEASURES = {
+  'policies': ['experiments/compare_policies.py', *(f'{{root}}/{m}' for m in METHODS)]
+}
+HELD_OUT, FIGURE = ('eval/accuracy', 'eval/low', 'eval/high', 'eval/longer'), 'dpo'
+CURVE = ('loss', 'accuracy', 'margin', *HELD_OUT)
+RATIO, LIKELY = 'prefers chosen, sum log(pi / ref)', 'prefers chosen, mean log pi'
+OWN = {m: LIKELY if m in ('orpo', 'simpo') else RATIO for m in METHODS}
+
+
+def holds(result: dict) -> dict[str, bool]:
+  """Whether a policy's own reward prefers the chosen completion more often than the
+  start does: the lower end is above one half, or above the start's share.
+  """
+  found = result['measured']['policies']
+  floor = {RATIO: 0.5, LIKELY: found['before'][LIKELY][0]}
+  return {m: found[m][OWN[m]][1] > floor[OWN[m]] for m in METHODS}
+
+
+def verdict(result: dict) -> str:
+  """'reproduced' if all five do."""
+  found = holds(result).values()
+  if all(found):
+    return 'reproduced'
+  return 'direction only' if any(found) else 'not reproduced'
+
+
+def table(result: dict) -> str:
+  """The README's table: a policy a line."""
+  found = result['measured']['policies']
+  names = [*found['before']]
+  lines = [f'| policy | {" | ".join(names)} |', '|---' * (1 + len(names)) + '|']
+  for name, of in found.items():
+    cells = [shown(key, *of[key]) for key in names]
+    lines.append(f'| {name} | {" | ".join(cells)} |')
+  return '\n'.join(lines)
+
+
+def shown(name: str, value: float, low: float, high: float) -> str:
+  if name.startswith(('prefers', 'out')):
+    return f'{100 * value:.1f} % [{100 * low:.1f}, {100 * high:.1f}]'
+  return f'{value:.1f} [{low:.1f}, {high:.1f}]'
