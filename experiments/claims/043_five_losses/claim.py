@@ -1,5 +1,7 @@
 """Five preference losses from one start, on hh-rlhf's harmless pairs."""
 
+import statistics
+
 METHODS = ('dpo', 'ipo', 'kto', 'orpo', 'simpo')
 QUIET = '--config.log.tensorboard=False'
 ARMS = {
@@ -12,7 +14,13 @@ ARMS = {
   for m in METHODS
 }
 MEASURES = {
-  'policies': ['experiments/compare_policies.py', *(f'{{root}}/{m}' for m in METHODS)]
+  'policies': ['experiments/compare_policies.py', *(f'{{root}}/{m}' for m in METHODS)],
+  'seconds': [
+    'experiments/claims/043_five_losses/seconds.py',
+    '{root}/seconds',
+    '--hh={hh}',
+    '--labels={labels}',
+  ],
 }
 HELD_OUT, FIGURE = ('eval/accuracy', 'eval/low', 'eval/high', 'eval/longer'), 'dpo'
 CURVE = ('loss', 'accuracy', 'margin', *HELD_OUT)
@@ -39,11 +47,13 @@ def verdict(result: dict) -> str:
 
 def table(result: dict) -> str:
   """The README's table: a policy a line."""
-  found = result['measured']['policies']
+  found, seconds = (result['measured'][k] for k in ('policies', 'seconds'))
   names = [*found['before']]
-  lines = [f'| policy | {" | ".join(names)} |', '|---' * (1 + len(names)) + '|']
+  head = ['policy', *names, 'seconds a step']
+  lines = [f'| {" | ".join(head)} |', '|---' * len(head) + '|']
   for name, of in found.items():
     cells = [shown(key, *of[key]) for key in names]
+    cells.append(f'{statistics.median(seconds[name]):.1f}' if name in seconds else '')
     lines.append(f'| {name} | {" | ".join(cells)} |')
   return '\n'.join(lines)
 
