@@ -1,6 +1,6 @@
 r"""Seconds of a step of each loss: python seconds.py WORKDIR --hh=F --labels=F --out=F
 
-Every loss makes seven updates of `configs/hh.py`, one after the other on a machine with
+Every loss makes five updates of `configs/hh.py`, one after the other on a machine with
 nothing else to do; the first, which compiles, is left out. The reference's pass is
 within the step (in a run it is made before the first one, and costs as much).
 """
@@ -16,7 +16,7 @@ from claim import METHODS
 from jaxrl_llm.log import read_lines, write_json
 
 SHORT = (
-  '--config.steps=7',
+  '--config.steps=5',
   '--config.evaluation.every=0',
   '--config.source.cache_reference=False',
   '--config.log.tensorboard=False',
