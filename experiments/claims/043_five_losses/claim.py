@@ -58,7 +58,9 @@ def table(result: dict) -> str:
   return '\n'.join(lines)
 
 
-def shown(name: str, value: float, low: float, high: float) -> str:
+def shown(name: str, *found: float) -> str:
   if name.startswith(('prefers', 'out')):
-    return f'{100 * value:.1f} % [{100 * low:.1f}, {100 * high:.1f}]'
-  return f'{value:.1f} [{low:.1f}, {high:.1f}]'
+    value, low, high = (100 * x for x in found)
+    return f'{value:.1f} % [{low:.1f}, {high:.1f}]'
+  value, low, high = (round(x, 1) + 0.0 for x in found)  # Not -0.0.
+  return f'{value} [{low}, {high}]'
