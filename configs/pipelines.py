@@ -102,15 +102,23 @@ def salsa() -> dict:
   return stages
 
 
+def gently(c: config_dict.ConfigDict) -> config_dict.ConfigDict:
+  """At a sixth of the rate: a policy whose answers no longer end, or are all right,
+  leaves no pairs for the next round.
+  """
+  c.optimizer.policy.learning_rate = 5e-4
+  return c
+
+
 def rounds(method: str, pair: str, count: int = 2) -> dict:
   """After SFT, so many rounds of collecting pairs and learning from them."""
-  stages, model = dict(sft=stage('sft', 30)), 'stage:sft/model'
+  stages, model = dict(sft=stage('sft', 45)), 'stage:sft/model'
   for i in range(1, count + 1):
     c = stages[f'pairs_{i}'] = stage('grpo', 16, model)
     c.seed, c.collect = i, dict(pair=pair, margin=0.0)
-    c = stages[f'{method}_{i}'] = stage(method, 20, model)
+    c = stages[f'{method}_{i}'] = gently(stage(method, 20, model))
     c.data = dict(name='files', path=f'stage:pairs_{i}/kept.jsonl', kind='pairs')
-    c.data.test_size = 16
+    c.data.test_size = 8
     model = f'stage:{method}_{i}/model'
   return stages
 
@@ -137,17 +145,17 @@ def gshf(stored: bool, count: int) -> dict:
   """Each DPO begins with the SFT model and has all pairs so far: the stored ones, where
   there are any, and those of `count` rounds of the policy before.
   """
-  stages, model, parts = dict(sft=stage('sft', 30)), 'stage:sft/model', {}
+  stages, model, parts = dict(sft=stage('sft', 90)), 'stage:sft/model', {}
   for i in range(not stored, count + 1):
     if i:
       c = stages[f'pairs_{i}'] = stage('grpo', 16, model)
       c.seed, c.collect = i, dict(pair='best_worst', margin=0.0)
       path = f'stage:pairs_{i}/kept.jsonl'
-      part = dict(name='files', path=path, kind='pairs', test_size=16)
+      part = dict(name='files', path=path, kind='pairs', test_size=8)
     else:
-      part = dict(name='letters', kind='pairs', size=256, test_size=16)
+      part = dict(name='letters', kind='pairs', size=256, test_size=8)
     parts[f'round_{i}'] = part | dict(weight=1.0)
-    c = stages[f'dpo_{i}'] = stage('dpo', 20, 'stage:sft/model')
+    c = stages[f'dpo_{i}'] = gently(stage('dpo', 20, 'stage:sft/model'))
     c.model.ref = 'stage:sft/model'
     c.data = dict(name='mixture', parts=dict(parts))
     model = f'stage:dpo_{i}/model'

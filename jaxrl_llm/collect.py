@@ -109,9 +109,12 @@ def asked(record: Record) -> dict:
 
 
 def ended(drawn: Drawn, task: Task) -> Iterator[tuple[Record, dict[str, float]]]:
-  """Each prompt's record, and the reward of each text that came to an end."""
+  """Each prompt's record, and the reward of each text that came to an end; of those that
+  differ in the space around them alone, which tables take for one, the first.
+  """
   batch, (b, g) = drawn.batch, drawn.batch.reward.shape
   for i in range(b):
     rows = [drawn.samples[g * i + j] for j in range(g) if not batch.truncated[i, j]]
-    said = {r['completion']: r['reward'] for r in rows if r['completion'].strip()}
+    first = {r['completion'].strip(): r for r in reversed(rows)}
+    said = {r['completion']: r['reward'] for words, r in first.items() if words}
     yield task.train(int(batch.prompt_id[i])), said

@@ -460,7 +460,7 @@ def test_kto_measures_mismatched_rows():
   method = build.method('kto')
   for rho, want in (([2.0, -1.0], 0.5), ([-2.0, -1.0], 0.0)):
     batch = types.make_batch(
-      np.zeros((2, 1), np.int32),
+      np.array([[0], [1]], np.int32),
       np.ones(2),
       np.zeros((2, 1, 1), np.int32),
       np.ones((2, 1), np.int32),

@@ -107,6 +107,16 @@ def test_recipes_fit_together(name):
   assert f'- {name}: ' in pipelines.__doc__
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize('name', sorted(pipelines.RECIPES.keys() - {'self_rewarding'}))
+def test_a_recipe_runs_to_its_end(name, tmp_path):
+  """As it stands: each stage takes what the ones before it have kept. A tiny model
+  cannot grade, which self_rewarding asks of it.
+  """
+  c = pipelines.get_config(name)
+  assert list(pipeline.main(c, str(tmp_path))) == list(c.order)
+
+
 def test_a_policy_grades_itself():
   """In each round the model that answers is the one that is asked."""
   c = pipelines.get_config('self_rewarding')
@@ -213,6 +223,29 @@ def test_the_best_that_ended_are_kept_by_hand():
   asked = {i: task.train(i).messages for i in (3, 5)}
   assert keep(0.5, 1) == [(asked[5], 'b')]
   assert keep(0.3, 2) == [(asked[5], t) for t in 'ba'] + [(asked[3], t) for t in 'de']
+
+
+def test_texts_that_differ_in_the_space_around_them_are_one():
+  """A table takes them for one: a pair of them stopped the stage that read it."""
+  batch = make_batch(
+    np.zeros((1, 1), np.int32),
+    np.ones(1, np.int32),
+    np.zeros((1, 3, 1), np.int32),
+    np.ones((1, 3), np.int32),
+  ).replace(
+    prompt_id=np.array([0]), reward=np.zeros((1, 3)), truncated=np.zeros((1, 3))
+  )
+  pairs = lambda *said: list(
+    collect.paired(
+      Drawn(batch, {}, [{'completion': t, 'reward': r} for t, r in said]),
+      letters_task.letters(),
+      np.random.default_rng(0),
+      pair='best_worst',
+    )
+  )
+  assert not pairs(('a', 1.0), ('\na', 0.5), ('a ', 0.0))
+  (row,) = pairs(('a', 1.0), ('\na', 0.5), ('b', 0.7))
+  assert (row['chosen'], row['rejected']) == ('a', 'b')
 
 
 def collecting(**options):
