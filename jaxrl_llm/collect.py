@@ -109,8 +109,10 @@ def asked(record: Record) -> dict:
 
 
 def ended(drawn: Drawn, task: Task) -> Iterator[tuple[Record, dict[str, float]]]:
-  """Each prompt's record, and the reward of each text that came to an end; of those that
-  differ in the space around them alone, which tables take for one, the first.
+  """Each prompt's record, and the reward of each text that came to an end.
+
+  Of texts that differ in the space around them alone, which tables take for one, the
+  first.
   """
   batch, (b, g) = drawn.batch, drawn.batch.reward.shape
   for i in range(b):
