@@ -47,7 +47,7 @@ def main(argv: list[str]) -> None:
   for run in args.runs:
     found[Path(run).name] = row(tell(restored.policy(run).params), base)
     print(run, found[Path(run).name], flush=True)
-  print(table(found))
+  print(policies.table(found))
   if args.out:
     log.write_json(Path(args.out), found)
 
@@ -64,25 +64,6 @@ def row(told: policies.Told, base: np.ndarray) -> dict[str, list[float]]:
   found = {k: [x.mean(), *accuracy.wilson(x.sum(), len(x))] for k, x in shares.items()}
   found |= {k: [x.mean(), *accuracy.bootstrap(x)] for k, x in means.items()}
   return {k: [float(v) for v in x] for k, x in found.items()}
-
-
-def table(found: dict) -> str:
-  """Markdown, a policy a line; shares in percent."""
-  columns = list(found['before'])
-  cell = lambda k, x: shown(*(100 * v for v in x)) if share(k) else shown(*x)
-  lines = [f'| policy | {" | ".join(columns)} |', '|---' * (1 + len(columns)) + '|']
-  for name, columns_of in found.items():
-    cells = [cell(k, columns_of[k]) + (' %' if share(k) else '') for k in columns]
-    lines.append(f'| {name} | {" | ".join(cells)} |')
-  return '\n'.join(lines)
-
-
-def share(column: str) -> bool:
-  return column.startswith(('prefers', 'out'))
-
-
-def shown(value: float, low: float, high: float) -> str:
-  return f'{value:.1f} [{low:.1f}, {high:.1f}]'
 
 
 if __name__ == '__main__':

@@ -117,6 +117,8 @@ def ended(drawn: Drawn, task: Task) -> Iterator[tuple[Record, dict[str, float]]]
   batch, (b, g) = drawn.batch, drawn.batch.reward.shape
   for i in range(b):
     rows = [drawn.samples[g * i + j] for j in range(g) if not batch.truncated[i, j]]
-    first = {r['completion'].strip(): r for r in reversed(rows)}
+    first = {}
+    for row in rows:
+      first.setdefault(row['completion'].strip(), row)
     said = {r['completion']: r['reward'] for words, r in first.items() if words}
     yield task.train(int(batch.prompt_id[i])), said

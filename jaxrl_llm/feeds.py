@@ -39,8 +39,8 @@ def completions(config, see, method, model, mesh) -> Feed:
   """Stored completions, and the method's metrics on held-out ones."""
   data, encode = load_data(config, model)
   source, index = stored_rows(config, data, encode, mesh)
-  plain = not config.plan.get('pack')
-  packed = (lambda b: b) if plain else packer(config, mesh, data.longest)
+  pack = config.plan.get('pack')
+  packed = packer(config, mesh, data.longest) if pack else lambda b: b
   place = lambda batch: sharding.put_batch(packed(batch), mesh)
   shards, known, scores = sharding.shards(mesh), place, None
   batch = -(-config.evaluation.batch // shards) * shards

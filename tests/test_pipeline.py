@@ -201,24 +201,29 @@ def test_a_batched_reward_answers_for_every_sample():
 # ---- Rejection sampling --------------------------------------------------------------
 
 
+def drawn(said, prompts, cut=()):
+  """Texts with rewards, as many of each prompt; those at `cut` did not end."""
+  shape = (len(prompts), len(said) // len(prompts))
+  truncated = np.isin(np.arange(len(said)), cut).reshape(shape)
+  batch = make_batch(
+    np.zeros((len(prompts), 1), np.int32),
+    np.ones(len(prompts), np.int32),
+    np.zeros((*shape, 1), np.int32),
+    np.ones(shape, np.int32),
+  ).replace(
+    prompt_id=np.array(prompts), reward=np.zeros(shape), truncated=truncated * 1
+  )
+  return Drawn(batch, {}, [{'completion': t, 'reward': r} for t, r in said])
+
+
 def test_the_best_that_ended_are_kept_by_hand():
   task = letters_task.letters()
-  batch = make_batch(
-    np.zeros((2, 1), np.int32),
-    np.ones(2, np.int32),
-    np.zeros((2, 4, 1), np.int32),
-    np.ones((2, 4), np.int32),
-  ).replace(
-    prompt_id=np.array([5, 3]),
-    reward=np.zeros((2, 4)),
-    truncated=np.array([[0, 0, 0, 1], [0, 0, 0, 0]]),
-  )
   said = [('a', 0.5), ('b', 1.0), ('b', 1.0), ('c', 2.0)]  # The last one did not end.
   said += [('d', 0.4), (' ', 3.0), ('e', 0.3), ('f', 0.2)]
-  samples = [{'completion': t, 'reward': r} for t, r in said]
+  found = drawn(said, (5, 3), cut=(3,))
   keep = lambda least, each: [
     (row['prompt'], row['completion'])
-    for row in collect.kept(Drawn(batch, {}, samples), task, least=least, each=each)
+    for row in collect.kept(found, task, least=least, each=each)
   ]
   asked = {i: task.train(i).messages for i in (3, 5)}
   assert keep(0.5, 1) == [(asked[5], 'b')]
@@ -227,22 +232,10 @@ def test_the_best_that_ended_are_kept_by_hand():
 
 def test_texts_that_differ_in_the_space_around_them_are_one():
   """A table takes them for one: a pair of them stopped the stage that read it."""
-  batch = make_batch(
-    np.zeros((1, 1), np.int32),
-    np.ones(1, np.int32),
-    np.zeros((1, 3, 1), np.int32),
-    np.ones((1, 3), np.int32),
-  ).replace(
-    prompt_id=np.array([0]), reward=np.zeros((1, 3)), truncated=np.zeros((1, 3))
-  )
-  pairs = lambda *said: list(
-    collect.paired(
-      Drawn(batch, {}, [{'completion': t, 'reward': r} for t, r in said]),
-      letters_task.letters(),
-      np.random.default_rng(0),
-      pair='best_worst',
-    )
-  )
+  task, rng = letters_task.letters(), np.random.default_rng(0)
+  pairs = lambda *said: [
+    *collect.paired(drawn(said, (0,)), task, rng, pair='best_worst')
+  ]
   assert not pairs(('a', 1.0), ('\na', 0.5), ('a ', 0.0))
   (row,) = pairs(('a', 1.0), ('\na', 0.5), ('b', 0.7))
   assert (row['chosen'], row['rejected']) == ('a', 'b')

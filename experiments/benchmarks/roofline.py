@@ -109,7 +109,7 @@ def measure(size, dtype, limits) -> dict:
     'decode_s': decode,
     'decode_tokens_per_s': rows * size['length'] / decode,
     'decode_share_of_limit': floor / decode,
-    'decode_products_s': size['length'] * products(config, dtype, rows),
+    'decode_products_s': size['length'] * products(config, dtype, rows, rows),
     'train_s': train,
     'train_flops_per_s': flops / train,
     'train_share_of_peak': flops / train / limits['flops'],
@@ -123,9 +123,9 @@ def tokens(size) -> tuple[int, int]:
   return size['prompts'] * size['prompt'] + told, told
 
 
-def products(c: DecoderConfig, dtype, count: int, told: int = 0, *, learn=False):
+def products(c: DecoderConfig, dtype, count: int, told: int, *, learn=False):
   """Seconds of a decoder's matrix products and nothing else, forward, or with the
-  gradients of inputs and matrices; `told` tokens go through the head, all if it is 0.
+  gradients of inputs and matrices; `told` of the tokens go through the head.
   """
   inner, shared = c.heads * c.head_dim, c.kv_heads * c.head_dim
   shapes = {'q': (c.width, inner), 'k': (c.width, shared), 'v': (c.width, shared)}
@@ -145,7 +145,7 @@ def products(c: DecoderConfig, dtype, count: int, told: int = 0, *, learn=False)
   # A square, so that no gradient is of one value and its product left out.
   size = lambda y: jnp.square(y).sum(dtype=jnp.float32)
   out = lambda head, x: size(x @ head)
-  told, chunk = told or count, min(told or count, 256)
+  chunk = min(told, 256)
   x, y = (jnp.full((n, c.width), 0.01, dtype) for n in (count, chunk))
   spent = []
   for f, args in ((through, (layers, x)), (out, (head, y))):
@@ -205,8 +205,9 @@ def training(size, config, dtype, params, count) -> tuple[float, float]:
 
   seen = b * (size['prompt'] ** 2 / 2 + g * t * (size['prompt'] + t / 2))
   attention = 12 * config.layers * config.heads * config.head_dim * seen
-  head = 6 * config.vocab * config.width * b * g * t
-  inner = 6 * (count - config.vocab * config.width) * b * (size['prompt'] + g * t)
+  whole, told = tokens(size)
+  head = 6 * config.vocab * config.width * told
+  inner = 6 * (count - config.vocab * config.width) * whole
   return best(run), inner + head + attention
 
 

@@ -1,6 +1,7 @@
 """From what a claim recorded to its verdict, and the tables that show it."""
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -68,6 +69,14 @@ def verdict(found: dict[str, dict]) -> str:
     low > 0 for low, _ in ends
   )
   return 'direction only' if toward else 'not reproduced'
+
+
+def of_all(holds: Iterable[bool]) -> str:
+  """'reproduced' if all of it holds, 'direction only' if some of it does."""
+  found = [*holds]
+  if all(found):
+    return 'reproduced'
+  return 'direction only' if any(found) else 'not reproduced'
 
 
 def table(result: dict, metrics) -> str:

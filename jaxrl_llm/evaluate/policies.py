@@ -85,3 +85,27 @@ def make_tell(
     )
 
   return tell, tell(base)
+
+
+def table(found: dict, beside: dict[str, dict[str, str]] | None = None) -> str:
+  """Markdown, a policy a line; shares in percent.
+
+  Args:
+    found: policy -> column -> value and the ends of its interval; columns of shares
+      begin with 'prefers' or 'out'.
+    beside: further columns -> policy -> what stands there.
+  """
+  columns, beside = [*next(iter(found.values()))], beside or {}
+  head = ['policy', *columns, *beside]
+  lines = [f'| {" | ".join(head)} |', '|---' * len(head) + '|']
+  for name, of in found.items():
+    cells = [shown(column, *of[column]) for column in columns]
+    cells += [text.get(name, '') for text in beside.values()]
+    lines.append(f'| {" | ".join([name, *cells])} |')
+  return '\n'.join(lines)
+
+
+def shown(column: str, *found: float) -> str:
+  share = column.startswith(('prefers', 'out'))
+  value, low, high = (round(100 * x if share else x, 1) + 0.0 for x in found)
+  return f'{value} [{low}, {high}]' + (' %' if share else '')

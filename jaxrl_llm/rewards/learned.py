@@ -121,10 +121,11 @@ def make_reading(
   """The Reading of a run, from what its method reads and what is asked for."""
   given = dict(weights=weights, principle=principle, steps=steps)
   given |= dict(members=members, user=user)
-  config, method = (None, None) if principle else restored.trained(run)
-  check_read(run, given, 'principle' if principle else read_by(method))
   if principle:
+    check_read(run, given, 'principle')
     return judged(principle)
+  config, method = restored.trained(run)
+  check_read(run, given, read_by(method))
   needs = method.needs
   if method.gaussians:
     return spread(method, members)

@@ -1,5 +1,7 @@
 """The quickstart on three seeds, and once without KL. About eleven minutes an arm."""
 
+import verdicts
+
 from jaxrl_llm.train import interval
 
 CONFIG = '--config=configs/quickstart.py'
@@ -18,10 +20,9 @@ FIGURE = 'seed0'
 def verdict(result: dict) -> str:
   """'reproduced' if on every seed the intervals before and after do not overlap."""
   seeds = [a for name, a in result['arms'].items() if name.startswith('seed')]
-  apart = [a['after']['eval/low'] > a['before']['eval/high'] for a in seeds]
-  if all(apart):
-    return 'reproduced'
-  return 'direction only' if any(apart) else 'not reproduced'
+  return verdicts.of_all(
+    a['after']['eval/low'] > a['before']['eval/high'] for a in seeds
+  )
 
 
 def table(result: dict) -> str:

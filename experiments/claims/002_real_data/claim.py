@@ -1,5 +1,7 @@
 """The configs for stored completions on real data."""
 
+import verdicts
+
 from jaxrl_llm.train import interval
 
 SOLUTIONS = '--config.data.path={gsm8k}/model_solutions.jsonl'
@@ -42,10 +44,7 @@ def by_length(held: dict) -> float:
 
 def verdict(result: dict) -> str:
   """'reproduced' if all of it holds."""
-  found = holds(result).values()
-  if all(found):
-    return 'reproduced'
-  return 'direction only' if any(found) else 'not reproduced'
+  return verdicts.of_all(holds(result).values())
 
 
 def table(result: dict) -> str:

@@ -2,14 +2,17 @@
 
 import statistics
 
+import verdicts
+
+from jaxrl_llm.evaluate import policies
+
 METHODS = ('dpo', 'ipo', 'kto', 'orpo', 'simpo')
-QUIET = '--config.log.tensorboard=False'
 ARMS = {
   m: [
     f'--config=configs/hh.py:{m}',
     f'--config.data.path={{{"labels" if m == "kto" else "hh"}}}',
     *(() if m == 'dpo' else ('--config.evaluation.every=0',)),
-    QUIET,
+    '--config.log.tensorboard=False',
   ]
   for m in METHODS
 }
@@ -39,28 +42,11 @@ def holds(result: dict) -> dict[str, bool]:
 
 def verdict(result: dict) -> str:
   """'reproduced' if all five do."""
-  found = holds(result).values()
-  if all(found):
-    return 'reproduced'
-  return 'direction only' if any(found) else 'not reproduced'
+  return verdicts.of_all(holds(result).values())
 
 
 def table(result: dict) -> str:
   """The README's table: a policy a line."""
   found, seconds = (result['measured'][k] for k in ('policies', 'seconds'))
-  names = [*found['before']]
-  head = ['policy', *names, 'seconds a step']
-  lines = [f'| {" | ".join(head)} |', '|---' * len(head) + '|']
-  for name, of in found.items():
-    cells = [shown(key, *of[key]) for key in names]
-    cells.append(f'{statistics.median(seconds[name]):.1f}' if name in seconds else '')
-    lines.append(f'| {name} | {" | ".join(cells)} |')
-  return '\n'.join(lines)
-
-
-def shown(name: str, *found: float) -> str:
-  if name.startswith(('prefers', 'out')):
-    value, low, high = (100 * x for x in found)
-    return f'{value:.1f} % [{low:.1f}, {high:.1f}]'
-  value, low, high = (round(x, 1) + 0.0 for x in found)  # Not -0.0.
-  return f'{value} [{low}, {high}]'
+  middle = {m: f'{statistics.median(x):.1f}' for m, x in seconds.items()}
+  return policies.table(found, {'seconds a step': middle})
