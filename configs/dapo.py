@@ -19,7 +19,7 @@ def get_config() -> config_dict.ConfigDict:
   c.steps = 60
   c.plan.minibatches = 4
   c.optimizer = dict(policy=adam(1e-3))
-  c.evaluation = dict(every=20, batch=16)
+  c.evaluation.update(every=20, batch=16)
   c.source = sampled(16, 8, 16, 8)
   c.source.update(name='until_mixed', limit=4)
   c.task = dict(name='letters', alphabet='abcd', length=3, test_size=16, seed=0)

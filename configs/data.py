@@ -18,7 +18,7 @@ def get_config(method: str = 'sft') -> config_dict.ConfigDict:
   c.plan.microbatches = 2
   c.model.lora.rank = 16
   c.optimizer = {role: adam(1e-4) for role in ('policy', 'reward')}
-  c.evaluation = dict(every=30, batch=8)
+  c.evaluation.update(every=30, batch=8)
   c.source = stored(8, 160, 160)
   c.data = files(KINDS.get(method, 'pairs'))
   c.data.test_size = 64

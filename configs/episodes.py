@@ -19,7 +19,7 @@ def get_config() -> config_dict.ConfigDict:
   c.method.beta = 0.0
   c.optimizer = dict(policy=adam(3e-3))
   c.optimizer.policy.decay = 'linear'
-  c.evaluation = dict(every=20, batch=16)
+  c.evaluation.update(every=20, batch=16)
   c.task = dict(name='guess_number', low=1, high=3)
   c.rewards = dict(score=dict(name='environment', weight=1.0))
   c.source = played(16, 8, 8, 16, turns=2)

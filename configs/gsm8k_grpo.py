@@ -27,7 +27,7 @@ def get_config() -> config_dict.ConfigDict:
   c.plan.update(microbatches=4, padding_free=True)
   c.model.lora.rank = 16
   c.optimizer.policy.update(learning_rate=3e-4, decay='linear')
-  c.evaluation = dict(every=30, batch=50)
+  c.evaluation.update(every=30, batch=50)
   c.task = dict(
     name='questions',
     train_path=config_dict.placeholder(str),

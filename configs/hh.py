@@ -32,9 +32,11 @@ def get_config(method: str = 'dpo') -> config_dict.ConfigDict:
   c.model.lora.rank = 16
   c.optimizer = dict(policy=adam(1e-4))
   c.optimizer.policy.decay = 'linear'
-  c.evaluation = dict(every=63, batch=16)
+  referred = method in ('dpo', 'ipo', 'kto')
+  # The reference prefers nothing to itself, so that its start needs no look.
+  c.evaluation.update(every=63, batch=16, at_start=not referred)
   c.source = stored(32 if method == 'kto' else 16, 256, 256)
-  c.source.cache_reference = method in ('dpo', 'ipo', 'kto')
+  c.source.cache_reference = referred
   if method == 'kto':
     c.method.baseline = 'batch'
   c.data = files('labels' if method == 'kto' else 'hh')

@@ -17,7 +17,7 @@ def get_config(method: str = 'dpo') -> config_dict.ConfigDict:
   c.steps = 60
   c.plan.refresh = 20
   c.optimizer = dict(policy=adam(3e-3))
-  c.evaluation = dict(every=20, batch=16)
+  c.evaluation.update(every=20, batch=16)
   c.source = sampled(16, 8, 16, 6)
   c.source.pair = 'best_worst'
   c.task = dict(name='letters', alphabet='abcd', length=3, test_size=16, seed=0)

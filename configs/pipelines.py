@@ -23,9 +23,8 @@
 - spin: two rounds of the task's answers against the policy's own (methods/spin.py).
 - self_rewarding: as iterative_dpo, each round's pairs by the policy's own grades of its
   answers, three of each from 0 to 5, and its reference the round before (2024,
-  https://arxiv.org/abs/2401.10020; there fine-tuning teaches to grade too, and each
-  round has new prompts). It takes a model that can grade, which tiny cannot:
-  --config.stages.sft.model.name=FOLDER, with data and task of its own.
+  https://arxiv.org/abs/2401.10020; there each round has new prompts). Fine-tuning
+  teaches to grade too, on what reshape.py's `grades` makes of labels or scores.
 - accelerated: as iterative_dpo, each round from a step beyond the last one, which is
   its reference too. Experimental (models/merging.py: extrapolate).
 - mpo: pairs of the SFT model, split by how far a reward model sets them apart; DPO on
@@ -38,7 +37,7 @@
 - rlmt: think, then answer; a reward model sees the answer alone (2025,
   https://arxiv.org/abs/2509.20357).
 
-Each but self_rewarding takes two to four minutes on two CPU cores. The letters stand in
+Each takes two to four minutes on two CPU cores. The letters stand in
 for data and tasks: --config.stages.sft.model.name=smollm2, and data and task of its
 own, per stage.
 A stage is left out with --config.order="('sft','ppo')".
@@ -48,6 +47,7 @@ from ml_collections import config_dict
 
 from jaxrl_llm.default_config import KINDS, adam, default_config, sampled, stored
 
+GRADED, VERDICT = 512, 32  # Tokens of a question for a grade, and of the reply.
 LENGTH = 8  # Tokens of a completion; an answer takes 6, its end included.
 THOUGHT = len('<think>a</think>')
 
@@ -58,7 +58,7 @@ def stage(method: str, steps: int, model: str = 'tiny') -> config_dict.ConfigDic
   c.model.name = model
   c.steps = steps
   c.optimizer = {r: adam(3e-3) for r in ('policy', 'critic', 'reward')}
-  c.evaluation = dict(every=steps, batch=16)
+  c.evaluation.update(every=steps, batch=16)
   c.log.tensorboard = False
   if method in KINDS:
     c.source = stored(16, 16, LENGTH)
@@ -132,10 +132,18 @@ def iterative_dpo() -> dict:
 
 def self_rewarding() -> dict:
   stages = rounds('dpo', 'best_worst')
+  sft = stages['sft']
+  sft.steps = sft.evaluation.every = 300
+  sft.source.update(prompts=16, max_prompt=GRADED, max_length=VERDICT)
+  graded = dict(name='files', path='python:jaxrl_llm.data.letters.graded')
+  graded.update(kind='demonstrations', test_size=32, weight=1.0)
+  parts = dict(answers=sft.data.to_dict() | dict(weight=1.0), grades=graded)
+  sft.data = dict(name='mixture', parts=parts)
   for i, before in ((1, 'sft'), (2, 'dpo_1')):
     c = stages[f'pairs_{i}']
     c.source.update(group=4, temperature=0.7, top_p=0.9)
     by = dict(name='local', model=f'stage:{before}/model', temperature=0.7)
+    by.update(max_prompt=GRADED, max_tokens=VERDICT)
     grade = dict(name='judge', by=by, low=0, high=5, votes=3, weight=1.0)
     c.rewards = config_dict.ConfigDict(dict(grade=grade))
   return stages

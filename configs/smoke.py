@@ -15,7 +15,7 @@ def get_config() -> config_dict.ConfigDict:
   c.model.name = 'tiny'
   c.steps = 60
   c.optimizer = dict(policy=adam(3e-3))
-  c.evaluation = dict(every=20, batch=16)
+  c.evaluation.update(every=20, batch=16)
   c.source = sampled(16, 8, 16, 6)
   c.task = dict(name='letters', alphabet='abcd', length=3, test_size=16, seed=0)
   c.rewards = dict(letter=dict(name='checker', binary=False, weight=1.0))

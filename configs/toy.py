@@ -27,7 +27,7 @@ def get_config(method: str = 'grpo') -> config_dict.ConfigDict:
   roles = ('policy', 'critic', 'cost_critic', 'twin_critic', 'reward', 'prm')
   roles += ('own', 'ensemble')
   c.optimizer = {r: adam(3e-3) for r in roles}
-  c.evaluation = dict(every=20, batch=16)
+  c.evaluation.update(every=20, batch=16)
   c.source = sampled(16, 8, 16, 6)
   if method == 'remax':
     c.source.greedy = True

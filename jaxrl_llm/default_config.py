@@ -32,7 +32,7 @@ def default_config(name: str, method: str) -> config_dict.ConfigDict:
   c.plan.update(reward_scale='none', reward_bound=0.0)
   c.optimizer = dict(policy=adam(2e-5))
   c.mesh = dict(data=1, fsdp=-1, tensor=1)
-  c.evaluation = dict(every=20, batch=50)
+  c.evaluation = dict(every=20, batch=50, at_start=True)
   # Held-out questions kept for HC-RLHF's safety test of the last policy; 0 is none.
   c.safety = dict(size=0, threshold=0.0, delta=0.1)
   c.log = dict(samples_every=10, tensorboard=True, wandb=False)

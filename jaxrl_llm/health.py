@@ -18,6 +18,7 @@ NATS = (10.0, 15.0)  # KL to the reference in nats per completion.
 ENTROPY = (0.5, 0.2)  # Share of the first steps' entropy that is left.
 TIED = (0.5, 0.9)  # Share of groups whose rewards are all equal.
 DISTINCT = (0.7, 0.4)  # Share of the first table's distinct-2 that is left.
+FEWEST = 16  # Samples; of so many unrelated ones 1 in 800 correlates by 0.7.
 LENGTH_BIAS = (0.4, 0.7)  # Correlation of reward and length, within a table of samples.
 MISMATCH = (0.005, 0.01)  # Nats per token between sampler and trainer.
 CLIPPED = (0.3, 0.6)  # Share of tokens or completions that the clip holds.
@@ -190,7 +191,7 @@ def sameness(history: History) -> Light | None:
 def length_bias(history: History) -> Light | None:
   """Correlation of reward and length over the last table of samples."""
   found = list(tables(history.samples).values())
-  if not found or len(found[-1]) < 4:
+  if not found or len(found[-1]) < FEWEST:
     return None
   reward, length = zip(*((r['reward'], len(r['completion'])) for r in found[-1]))
   now = calibration.length_correlation(reward, length)

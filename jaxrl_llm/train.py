@@ -199,8 +199,10 @@ def evaluate(
 
 def pending(meta, config) -> bool:
   """Whether the held-out evaluation of this step is still to be done."""
-  step = meta['step']
-  return meta['evaluated'] != step and due(step, config.evaluation.every, config.steps)
+  step, asked = meta['step'], config.evaluation
+  if meta['evaluated'] == step or not (step or asked.get('at_start', True)):
+    return False
+  return due(step, asked.every, config.steps)
 
 
 def traced(folder: Path, on: bool):

@@ -72,6 +72,13 @@ def test_a_method_trains_and_its_metrics_are_explained(name, tmp_path):
     assert glossary.explain(metric).endswith('.')
 
 
+def test_a_start_that_is_not_evaluated(tmp_path):
+  c = runs.config('dpo', steps=2, evaluation=dict(every=1, at_start=False))
+  train.main(c, str(tmp_path))
+  records = log.read_lines(tmp_path / 'metrics.jsonl')
+  assert [r['step'] for r in records if r['split'] == 'eval'] == [1, 2]
+
+
 def test_the_longest_prefix_explains():
   assert glossary.explain('eval/accuracy').startswith('Share of held-out answers')
   assert glossary.explain('eval/margin') == glossary.GLOSSARY['eval/']

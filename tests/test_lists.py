@@ -23,6 +23,7 @@ from test_scripts import script
 from configs import online
 from jaxrl_llm import assemble, build, collect, log, pairing
 from jaxrl_llm.data import kinds, reshape
+from jaxrl_llm.judges import verdicts
 from jaxrl_llm.ops import preferences, weights
 from jaxrl_llm.rewards.margins import margins, sample
 from jaxrl_llm.rewards.sample import Batched
@@ -586,6 +587,20 @@ def test_pairs_of_scores_by_hand():
   assert found(ends=True) == [('b', 'c', 3)]
   ranked = {'prompt': 'q', 'completions': ['x', 'y'], 'ranks': [1, 0]}
   assert [r['chosen'] for r in reshape.pairs([ranked])] == ['y']
+
+
+def test_grades_are_what_a_judge_asks_and_reads():
+  label = {'prompt': chat('q'), 'completion': 'a', 'label': True}
+  right, wrong = reshape.grades([label, label | {'label': False}])
+  asked = verdicts.graded('q', 'a', low=0, high=5)
+  assert right['prompt'] == wrong['prompt'] == asked.messages
+  assert right['completion'] == f'{asked.mark} 5'
+  read = lambda row: verdicts.grade(row['completion'], asked.mark, low=0, high=5)
+  assert (read(right), read(wrong)) == (1.0, 0.0)
+  found = [row['completion'][-1] for row in reshape.grades([SCORED], low=1)]
+  assert found == ['4', '2', '1', '1']
+  with pytest.raises(InputError, match='a score of 4; grades are from 0 to 3'):
+    list(reshape.grades([SCORED], high=3))
 
 
 def test_rankings_of_scores_by_hand():

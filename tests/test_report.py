@@ -184,9 +184,12 @@ def test_lights_of_samples():
   assert (
     colour(history(samples=[*first, *table(9, ['a b', 'c d'])]), 'sameness') == 'green'
   )
-  longer = ['a', 'ab', 'abc', 'abcd']
-  for rewards, due in (([1, 2, 3, 4], 'red'), ([4, 3, 2, 1], 'green')):
-    assert colour(history(samples=table(1, longer, rewards)), 'length bias') == due
+  longer = ['a' * n for n in range(1, 17)]
+  for rewards, due in ((range(16), 'red'), (range(16, 0, -1), 'green')):
+    rows = table(1, longer, [*rewards])
+    assert colour(history(samples=rows), 'length bias') == due
+  fewer = health.lights(history(samples=rows[:15]))
+  assert 'length bias' not in {light.name for light in fewer}
 
 
 def test_skipped_updates():

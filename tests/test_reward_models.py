@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import runs
 import toy
+from ml_collections import config_dict
 from oracles import reward_models as oracle
 
 from jaxrl_llm import build, controllers, log, restored, train, types
 from jaxrl_llm.data import kinds
 from jaxrl_llm.data.examples import Example
+from jaxrl_llm.default_config import KINDS
 from jaxrl_llm.methods import ensemble
 from jaxrl_llm.ops import (
   binary,
@@ -579,11 +581,13 @@ def test_attributes_as_a_reward(shared):
 def test_an_option_of_another_reward_model_is_refused(monkeypatch):
   """It changed nothing, and steps read scores of tokens that nobody trained."""
   count = lambda run: dict(count=2) if run == 'p_rlhf' else {}
-  trained = lambda run: (None, build.method(run, **count(run)))
+  kind = lambda run: config_dict.ConfigDict(dict(data=dict(kind=KINDS[run])))
+  trained = lambda run: (kind(run), build.method(run, **count(run)))
   monkeypatch.setattr(restored, 'trained', trained)
   given = dict(weights='good=1', steps='least', members='worst', user='1')
   reads = dict(regression='weights', prm='steps', orm='steps', ensemble='members')
   reads |= dict(brme='members', p_rlhf='user', vpl='user', bradley_terry='')
+  reads |= dict(odin='', armo='')
   for run, read in reads.items():
     for name in given.keys() - {read}:
       with pytest.raises(InputError, match=f'{name}=.* has no meaning for {run}'):

@@ -503,6 +503,10 @@ def test_instructions_that_are_not_understood():
     ({}, 'instruction_id_list'),
     (dict(instruction_id_list=['a:b'], kwargs=[{}]), "no 'a:b'"),
     (dict(instruction_id_list=['startend:end_checker'], kwargs=[{}]), 'end_phrase'),
+    (
+      dict(instruction_id_list=['keywords:existence'], kwargs=[{'keywords': 'ab'}]),
+      "'ab' should be a list of words",
+    ),
   ):
     with pytest.raises(InputError, match=words):
       constraints()(sample('a', **extra))

@@ -187,7 +187,8 @@ def summary(folder: Path, held_out: tuple[str, ...]) -> dict:
   train = [r for r in lines if r['split'] == 'train']
   kept = ('command', 'commit', 'dirty', 'versions', 'devices', 'started')
   parts = ('seconds/rollout', 'seconds/reward', 'seconds/update')
-  before, after = (held[0], held[-1]) if held else ({}, {})
+  at_birth = held and held[0]['step'] == 0
+  before, after = held[0] if at_birth else {}, held[-1] if held else {}
   found = {
     'before': {k: before[k] for k in held_out if k in before},
     'after': {k: after[k] for k in held_out if k in after},

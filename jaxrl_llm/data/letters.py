@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from jaxrl_llm.data import kinds
+from jaxrl_llm.data import kinds, reshape
 from jaxrl_llm.data.examples import Data, Example
 from jaxrl_llm.tasks import letters as task
 from jaxrl_llm.types import InputError
@@ -106,6 +106,16 @@ def reasoned() -> Iterator[dict]:
     asked = kinds.judged(row['prompt'], row['completion'], row['principle'])
     verdict = 'y' if row['fulfilment'] == 'Yes' else 'n'
     yield {'prompt': asked, 'completion': row['answer'] + row['completion'] + verdict}
+
+
+def graded() -> Iterator[dict]:
+  """Demonstrations of grades: 5 where the answer is the letter, 0 where another."""
+  record = task.letters().train
+  for i in range(2048):
+    asked, c = record(i), LETTERS[i // 2 % 4]
+    said = asked.answer if i % 2 else c
+    row = {'prompt': asked.messages, 'completion': 5 * said}
+    yield from reshape.grades([row | {'label': said == asked.answer}])
 
 
 def held() -> Iterator[dict]:

@@ -18,6 +18,7 @@ import numpy as np
 
 from jaxrl_llm.data import kinds, tables
 from jaxrl_llm.evaluate import accuracy
+from jaxrl_llm.judges import verdicts
 from jaxrl_llm.types import InputError
 
 Row = dict[str, Any]
@@ -182,6 +183,27 @@ def rewrites(rows: Iterable[Row]) -> Iterator[Row]:
     chosen, asked = kinds.text(row, 'chosen'), kinds.prompt(row)
     for answer in (kinds.text(row, 'rejected'), chosen):
       yield {'prompt': kinds.judged(asked, answer, REWRITE), 'completion': chosen}
+
+
+def grades(rows: Iterable[Row], *, low: int = 0, high: int = 5) -> Iterator[Row]:
+  """Kind 'demonstrations' of labels or scored completions: what rewards/judge.py asks
+  of an answer, and the verdict: its score, rounded, or for a label `high` or `low`.
+
+  So fine-tuning teaches a model to grade, as in self-rewarding (2024),
+  https://arxiv.org/abs/2401.10020, whose verdicts have reasons too.
+  """
+  for row in rows:
+    if 'label' in row:
+      score = high if kinds.truth(row, 'label') else low
+      found = [(kinds.said(row, 'completion'), score)]
+    else:
+      found = scored(row)
+    for said, score in found:
+      if not low <= (grade := round(score)) <= high:
+        raise InputError(f'a score of {score:g}; grades are from {low} to {high}.')
+      asked = spoken(kinds.prompt(row)), spoken(said)
+      question = verdicts.graded(*asked, low=low, high=high)
+      yield {'prompt': question.messages, 'completion': f'{question.mark} {grade}'}
 
 
 def requested(prompt: Any, words: str) -> Any:

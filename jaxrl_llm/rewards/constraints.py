@@ -90,7 +90,15 @@ def split(text: str, mark: str) -> list[str]:
   return [part.strip() for part in re.split(mark, text) if part.strip()]
 
 
+def listed(given: Any) -> list[str]:
+  """Words to look for; of a text each letter would be one."""
+  if not (isinstance(given, list) and all(isinstance(word, str) for word in given)):
+    raise InputError(f'constraints: {given!r} should be a list of words.')
+  return given
+
+
 def keywords(*, keywords: list[str]) -> Rule:
+  keywords = listed(keywords)
   return lambda text: all(said(text, word) for word in keywords)
 
 
@@ -99,6 +107,7 @@ def frequency(*, keyword: str, frequency: int, relation: str) -> Rule:
 
 
 def forbidden(*, forbidden_words: list[str]) -> Rule:
+  forbidden_words = listed(forbidden_words)
   return lambda text: not any(said(text, word) for word in forbidden_words)
 
 

@@ -125,7 +125,8 @@ def make_reading(
     check_read(run, given, 'principle')
     return judged(principle)
   config, method = restored.trained(run)
-  check_read(run, given, read_by(method))
+  kind = config.get('data', {}).get('kind', '')
+  check_read(run, given, read_by(method, kind))
   needs = method.needs
   if method.gaussians:
     return spread(method, members)
@@ -140,7 +141,7 @@ def make_reading(
     join = build.function('jaxrl_llm.ops.ensembles', members or 'mean', at)
     value = lambda out, rows: join(out.members[:, 0])
     return Reading('ensemble', ('members',), plain, value)
-  if config.get('data', {}).get('kind', '').startswith('steps') and not steps:
+  if kind.startswith('steps') and not steps:
     raise InputError(
       "learned: this run scored steps; give steps='least', or another function of "
       'ops/step_scores.py.'
@@ -152,12 +153,16 @@ def make_reading(
   return Reading('reward', ('score',), plain, lambda out, rows: out.score[:, 0])
 
 
-def read_by(method: Method) -> str:
-  """Which option of `learned` the reward model of a method has a use for, or ''."""
+def read_by(method: Method, kind: str) -> str:
+  """Which option of `learned` a reward model has a use for, by its method and kind of
+  data, or ''.
+  """
   if method.gaussians or 'members' in method.needs:
     return 'members'
-  if method.soft or method.serve:
+  if method.soft or kind == 'user_pairs':
     return 'user'
+  if method.serve:
+    return ''
   uses = {'attributes': 'weights', 'token_score': 'steps'}
   return next((uses[need] for need in method.needs if need in uses), '')
 

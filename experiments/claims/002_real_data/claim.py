@@ -28,13 +28,20 @@ WHAT = {
 def holds(result: dict) -> dict[str, bool]:
   """For each arm whether what the claim says of it is so."""
   arms = result['arms']
-  lower = lambda arm: arms[arm]['after']['eval/loss'] < arms[arm]['before']['eval/loss']
+  lower = lambda arm: arms[arm]['after']['eval/loss'] < before(arms[arm])['eval/loss']
   return {
     'bt': arms['bt']['after']['eval/low'] > by_length(arms['bt']['after']),
     'dpo': arms['dpo']['after']['eval/low'] > 0.5,
     'sft': lower('sft'),
     'kto': lower('kto'),
   }
+
+
+def before(arm: dict) -> dict:
+  """What a run says of its start. One that does not look there starts as its own
+  reference, or from a head of zeros: pairs are ties, and kto's loss is 0.5.
+  """
+  return arm['before'] or {'eval/loss': 0.5}
 
 
 def by_length(held: dict) -> float:
@@ -57,9 +64,11 @@ def table(result: dict) -> str:
     pairs = 'eval/accuracy' in a['after']
     shown = interval if pairs else lambda m: f'{m["eval/loss"]:.3f}'
     length = f'{100 * by_length(a["after"]):.1f} %' if pairs else ''
+    tied = pairs and not a['before']
+    begun = 'a tie' if tied else shown(before(a))
     minutes = (a['seconds_in_steps'] + a['seconds_in_evaluation']) / 60
     rows.append(
-      f'| {WHAT[arm]} | {shown(a["before"])} | {shown(a["after"])} | {length} | '
+      f'| {WHAT[arm]} | {begun} | {shown(a["after"])} | {length} | '
       f'{a["steps"]} | {minutes:.0f} |'
     )
   return '\n'.join(rows)
