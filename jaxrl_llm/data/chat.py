@@ -4,9 +4,11 @@ Prompt and completion meet between two ids, never inside one: text up to a bound
 encoded apart from the text after it, as a sampler would have met it.
 """
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from jaxrl_llm.models import encoding
 from jaxrl_llm.models.pretrained import render
 from jaxrl_llm.types import InputError
 
@@ -57,7 +59,7 @@ def coder(tokenizer, stop_ids: Sequence[int]) -> Coder:
       return plain(tokenizer, x)
     words = render(tokenizer, x, True, options)
     check_tools(words, options.get('tools', ()))
-    return tokenizer.encode(words, add_special_tokens=False)
+    return encoding.ids(tokenizer, words)
 
   def completion(before: Prompt, after: Completion, options: Mapping = {}) -> Ids:
     if isinstance(after, Steps):
@@ -109,7 +111,7 @@ def as_messages(completion: Messages | str) -> Messages:
 
 def plain(tokenizer, text: str) -> list[int]:
   """Text with the tokenizer's own beginning, BOS once even where the text has it."""
-  tokens = tokenizer.encode(text)
+  tokens = encoding.ids(tokenizer, text, begun=True)
   bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
   if bos is not None and tokens[:2] == [bos, bos]:
     tokens = tokens[1:]
@@ -125,7 +127,7 @@ def following(tokenizer) -> Callable[[str], list[int]]:
   SentencePiece puts a space before what it takes for the beginning of a text, so there
   a newline goes before it, whose ids are then cut off.
   """
-  encode = lambda text: tokenizer.encode(text, add_special_tokens=False)
+  encode = functools.partial(encoding.ids, tokenizer)
   line = encode('\n')
   if encode('\na') == line + encode('a'):
     return encode
@@ -143,7 +145,7 @@ def merges(tokenizer, prompt: str, completion: str) -> bool:
   So where a prompt ends in a space or within a word. Its ids are those that it has
   alone, as at sampling, and the completion begins with tokens that are rare there.
   """
-  encode = lambda text: tokenizer.encode(text, add_special_tokens=False)
+  encode = functools.partial(encoding.ids, tokenizer)
   apart = encode(prompt) + following(tokenizer)(completion)
   return encode(prompt + completion) != apart
 

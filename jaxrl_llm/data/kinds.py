@@ -24,6 +24,7 @@ from jaxrl_llm.data.fields import (
   text,
   truth,
 )
+from jaxrl_llm.models import encoding
 from jaxrl_llm.types import InputError
 
 VERDICTS = ('Yes', 'No')  # Of principles, in this order.
@@ -331,7 +332,7 @@ def check(example: Example) -> Example:
   """
   for told in (example.prompt, *example.prompts, *example.completions):
     for words in spoken(told):
-      whole(words)
+      encoding.whole(words)
   for answer in example.completions:
     if isinstance(answer, (str, Steps)):
       continue
@@ -357,13 +358,6 @@ def spoken(told: Prompt | Steps) -> Sequence[str]:
         f"a message's 'content' is {kind_of(m, 'content')}; text is due."
       )
   return [m['content'] for m in told if isinstance(m.get('content'), str)]
-
-
-def whole(words: str) -> None:
-  try:
-    words.encode()
-  except UnicodeEncodeError as error:
-    raise InputError(f'half a character (a lone surrogate): {error}.') from error
 
 
 def common(a, b):
