@@ -530,6 +530,48 @@ def test_no_space_is_made_up_within_a_text():
   assert not chat.merges(found, 'b', ' cd') and chat.merges(found, 'b ', 'cd')
 
 
+def phi3_like():
+  """SentencePiece as Phi-3 has it: its tokens take the space behind them."""
+  found = subwords(
+    [*'bcdef', '▁', '\n'],
+    [('▁', x) for x in 'bcef'],
+    normalizers.Sequence([normalizers.Prepend('▁'), normalizers.Replace(' ', '▁')]),
+  )
+  marks = ('<|user|>', '<|assistant|>', '<|end|>')
+  marks = [tokenizers.AddedToken(t, rstrip=True, special=True) for t in marks]
+  found.add_special_tokens({'additional_special_tokens': marks})
+  found.chat_template = TEMPLATES['phi3'][1].replace('else eos_token', "else ''")
+  return found
+
+
+def test_what_follows_a_token_that_takes_the_space_behind_it():
+  """As transformers encodes the whole conversation, and as the model says it."""
+  found, (before, after) = phi3_like(), TALKS['turns']
+  stops = pretrained.stop_ids(found)
+  code = chat.coder(found, stops)
+  text = found.apply_chat_template([*before, *after], tokenize=False)
+  prompt, said = code.prompt(before), code.completion(before, after)
+  assert prompt + said.tokens == found.encode(text, add_special_tokens=False)
+  want = '<|user|>▁b<|end|><|assistant|>^«▁cd<|end|>»'
+  assert (
+    shown(found, prompt, said) == want + '<|user|>▁e<|end|><|assistant|>«▁f<|end|>»'
+  )
+  assert not code.merges(before, after)
+  reply = chat.replier(found, stops)('e', found.encode('cd<|end|>'))
+  assert found.convert_ids_to_tokens(reply) == [
+    *('<|user|>', '▁e', '<|end|>', '<|assistant|>')
+  ]
+  marked = code.completion(before, chat.Steps(['cd', 'f']))
+  assert found.convert_ids_to_tokens(marked.tokens) == ['▁c', 'd', '\n', 'f', '\n']
+  assert marked.mask == [0, 0, 1, 0, 1]
+
+
+def test_a_text_alone_begins_as_the_tokenizer_begins_a_text():
+  found = phi3_like()
+  said = chat.coder(found, (2,)).completion('', 'cd')
+  assert said.tokens == found.encode('cd</s>')
+
+
 @pytest.mark.parametrize('name', ['llama2', 'open'])
 def test_text_that_says_its_own_bos_has_it_once(name):
   """AT-35: as data sets say it that are worded for a model, BOS and EOS included."""

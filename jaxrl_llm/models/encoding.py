@@ -1,5 +1,8 @@
 """Text to token ids: whole characters, and tokens that have an embedding."""
 
+import functools
+from collections.abc import Callable
+
 from jaxrl_llm.models.endings import stop_ids
 from jaxrl_llm.types import InputError
 
@@ -21,6 +24,30 @@ def ids(tokenizer, text: str, *, begun: bool = False) -> list[int]:
       'the model has no embedding. Take it out of the text.'
     )
   return found
+
+
+def follower(tokenizer) -> Callable[[str, str], list[int]]:
+  """A function from a text and what follows it to the ids of the latter.
+
+  They are those of one encoding of both, but where a token would lie across their
+  boundary. SentencePiece puts a space before what it takes for the beginning of a text;
+  there a newline goes before what follows, whose ids are then cut off.
+  """
+  encode = functools.partial(ids, tokenizer)
+  line = encode('\n')
+  # Tokens such as Phi-3's <|end|> take the space behind them for their own.
+  takes = any(t.lstrip or t.rstrip for t in tokenizer.added_tokens_decoder.values())
+  if encode('\na') == line + encode('a') and not takes:
+    return lambda before, text: encode(text)
+
+  def follow(before: str, text: str) -> list[int]:
+    start, both = encode(before), encode(before + text)
+    if both[: len(start)] == start:
+      return both[len(start) :]
+    found = encode('\n' + text)
+    return found[len(line) :] if found[: len(line)] == line else encode(text)
+
+  return follow
 
 
 def whole(text: str) -> None:
