@@ -911,6 +911,20 @@ def test_what_is_told_later_is_compared_too(kind, row):
   assert contamination.told([said], [held], 6).startswith('0 training')
 
 
+def test_a_system_message_that_all_share_is_no_contamination():
+  rule = turn('You answer in one short word, please', 'system')
+  rows = [Example([rule, turn(x)], ('a',), (1.0,)) for x in (LEAK, 'and what else')]
+  told = [contamination.told(rows[1:], [row], 6) for row in rows]
+  assert told[0].startswith('0 training') and told[1].startswith('1 training')
+
+
+def test_words_of_a_script_without_spaces():
+  held = [['小明有三个苹果, 他吃了一个']]
+  rows = [['请问: 小明有三个苹果他卖了'], ['我有三个苹果'], ['ไม่มี']]
+  assert [*contamination.shared(rows, held, 7)] == [rows[0][0]]
+  assert contamination.grams('a 苹果 b', 2) == {('a', '苹'), ('苹', '果'), ('果', 'b')}
+
+
 # ---- GSM8K's model solutions ---------------------------------------------------------
 
 
