@@ -461,6 +461,14 @@ def test_a_turn_may_end_in_another_token_than_the_usual():
   assert shown(found, [], ids) == '^«af<|eom_id|>»tr<|eot_id|>«acd<|eot_id|>»'
 
 
+def test_a_prompt_that_an_assistant_ends_is_refused():
+  """Its turn would be closed, and another one begun that asks nothing."""
+  found = tokenizer('chatml')
+  code = chat.coder(found, pretrained.stop_ids(found))
+  with pytest.raises(InputError, match='the prompt ends with an assistant message'):
+    code.prompt([turn('user', 'b'), turn('assistant', 'c')])
+
+
 # ---- Boundaries ----------------------------------------------------------------------
 
 

@@ -1,5 +1,7 @@
 """Data sets in: every format's rows as examples; errors name file and line."""
 
+import datetime
+import decimal
 import gzip
 import json
 import subprocess
@@ -380,6 +382,19 @@ def test_tfds_without_tensorflow(tmp_path):
   assert not (tmp_path / 'other').exists()
 
 
+def test_what_json_has_no_form_of_is_prepared_or_named(tmp_path):
+  day = datetime.datetime(2024, 7, 26, 12)
+  path = str(tmp_path / 'x.parquet')
+  row = {'prompt': 'q', 'day': day, 'cost': decimal.Decimal('1.5')}
+  parquet.write_table(pyarrow.Table.from_pylist([row]), path)
+  made = prepare.write({'train': path}, str(tmp_path / 'made'))
+  found = tables.open_table(f'tfds:{made}:train')[0]
+  assert found == {'prompt': 'q', 'day': '2024-07-26T12:00:00', 'cost': 1.5}
+  parquet.write_table(pyarrow.Table.from_pylist([{'image': b'\xff'}]), path)
+  with pytest.raises(InputError, match=r'x.parquet, row 0: bytes .* no form in JSON'):
+    prepare.write({'train': path}, str(tmp_path / 'other'))
+
+
 @pytest.mark.parametrize(
   ('content', 'words'),
   [
@@ -393,6 +408,10 @@ def test_tfds_without_tensorflow(tmp_path):
     ),
     (lines([{'prompt': 'q', 'completion': ''}]), "line 1: 'completion' is empty"),
     (lines([{'messages': [turn(3), *SAY]}]), "line 1: a message's 'content' is of typ"),
+    (
+      lines([{'messages': [*ASK, SAY[0] | {'weight': 0}, *ASK, *SAY]}]),
+      "line 1: a message has a 'weight' that is not 1",
+    ),
     (
       lines([{'prompt': 'q', 'completion': SAY}]),
       'line 1: the prompt is a string and the completion a list',

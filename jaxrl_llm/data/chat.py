@@ -57,6 +57,11 @@ def coder(tokenizer, stop_ids: Sequence[int]) -> Coder:
   def prompt(x: Prompt, options: Mapping = {}) -> list[int]:
     if isinstance(x, str):
       return plain(tokenizer, x)
+    if x[-1].get('role') == 'assistant':
+      raise InputError(
+        'the prompt ends with an assistant message, and a completion begins a turn of '
+        'its own. Put the message into the completion, or leave it out.'
+      )
     words = render(tokenizer, x, True, options)
     check_tools(words, options.get('tools', ()))
     return encoding.ids(tokenizer, words)

@@ -343,6 +343,11 @@ def check(example: Example) -> Example:
     silent = lambda m: not (m.get('content') or m.get('tool_calls'))
     if any(silent(m) for m in answer if m['role'] == 'assistant'):
       raise InputError('an assistant message is empty.')
+    if any(m.get('weight', 1) not in (1, None) for m in answer):
+      raise InputError(
+        "a message has a 'weight' that is not 1, and every turn of an assistant in a "
+        'completion is learned. Put what is not to be learned into the prompt.'
+      )
   return example
 
 
