@@ -544,6 +544,10 @@ def test_what_save_to_disk_wrote(tmp_path):
   datasets.DatasetDict({'dev': rows}).save_to_disk(tmp_path / 'split')
   for path in (f'hf:{tmp_path}/one', f'hf:{tmp_path}/split:dev'):
     assert [*tables.open_table(path)] == THREE
+  found = [{'label': True, 'ids': [1, 2]}]
+  made = datasets.Dataset.from_list(found).with_format('torch')
+  made.save_to_disk(tmp_path / 'tensors')
+  assert [*tables.open_table(f'hf:{tmp_path}/tensors')] == found
 
 
 CALLED = {'name': 'f', 'arguments': {'values': [1, 2]}}
@@ -693,6 +697,18 @@ def test_options(path):
     )
   with pytest.raises(InputError, match=r"line 1: no field 'title'"):
     files(path=path, columns={'prompt': 'title'}, test_size=1)
+
+
+def test_prompts_that_are_held_out_too_are_reported(tmp_path):
+  rows = [{'prompt': x, 'completion': 'a'} for x in 'pqr']
+  path, other = write(tmp_path, rows), tmp_path / 'other.jsonl'
+  other.write_bytes(lines([rows[1], {'prompt': 's', 'completion': 'a'}]))
+  found = files(path=path, test_path=str(other), kind='demonstrations')
+  assert found.report[0] == f'{path}: 1 training prompts are held out too.'
+  assert len(found.train) == 3
+  other.write_bytes(lines([{'prompt': 's', 'completion': 'a'}]))
+  found = files(path=path, test_path=str(other), kind='demonstrations')
+  assert len(found.report) == 1
 
 
 def test_prompts_that_end_within_a_token_are_reported():
