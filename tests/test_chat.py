@@ -461,6 +461,14 @@ def test_a_turn_may_end_in_another_token_than_the_usual():
   assert shown(found, [], ids) == '^«af<|eom_id|>»tr<|eot_id|>«acd<|eot_id|>»'
 
 
+def test_a_prompt_that_an_assistant_ends_is_refused():
+  """Its turn would be closed, and another one begun that asks nothing."""
+  found = tokenizer('chatml')
+  code = chat.coder(found, pretrained.stop_ids(found))
+  with pytest.raises(InputError, match='the prompt ends with an assistant message'):
+    code.prompt([turn('user', 'b'), turn('assistant', 'c')])
+
+
 # ---- Boundaries ----------------------------------------------------------------------
 
 
@@ -528,6 +536,48 @@ def test_no_space_is_made_up_within_a_text():
     [*'cd', '</s>']
   )
   assert not chat.merges(found, 'b', ' cd') and chat.merges(found, 'b ', 'cd')
+
+
+def phi3_like():
+  """SentencePiece as Phi-3 has it: its tokens take the space behind them."""
+  found = subwords(
+    [*'bcdef', '▁', '\n'],
+    [('▁', x) for x in 'bcef'],
+    normalizers.Sequence([normalizers.Prepend('▁'), normalizers.Replace(' ', '▁')]),
+  )
+  marks = ('<|user|>', '<|assistant|>', '<|end|>')
+  marks = [tokenizers.AddedToken(t, rstrip=True, special=True) for t in marks]
+  found.add_special_tokens({'additional_special_tokens': marks})
+  found.chat_template = TEMPLATES['phi3'][1].replace('else eos_token', "else ''")
+  return found
+
+
+def test_what_follows_a_token_that_takes_the_space_behind_it():
+  """As transformers encodes the whole conversation, and as the model says it."""
+  found, (before, after) = phi3_like(), TALKS['turns']
+  stops = pretrained.stop_ids(found)
+  code = chat.coder(found, stops)
+  text = found.apply_chat_template([*before, *after], tokenize=False)
+  prompt, said = code.prompt(before), code.completion(before, after)
+  assert prompt + said.tokens == found.encode(text, add_special_tokens=False)
+  want = '<|user|>▁b<|end|><|assistant|>^«▁cd<|end|>»'
+  assert (
+    shown(found, prompt, said) == want + '<|user|>▁e<|end|><|assistant|>«▁f<|end|>»'
+  )
+  assert not code.merges(before, after)
+  reply = chat.replier(found, stops)('e', found.encode('cd<|end|>'))
+  assert found.convert_ids_to_tokens(reply) == [
+    *('<|user|>', '▁e', '<|end|>', '<|assistant|>')
+  ]
+  marked = code.completion(before, chat.Steps(['cd', 'f']))
+  assert found.convert_ids_to_tokens(marked.tokens) == ['▁c', 'd', '\n', 'f', '\n']
+  assert marked.mask == [0, 0, 1, 0, 1]
+
+
+def test_a_text_alone_begins_as_the_tokenizer_begins_a_text():
+  found = phi3_like()
+  said = chat.coder(found, (2,)).completion('', 'cd')
+  assert said.tokens == found.encode('cd</s>')
 
 
 @pytest.mark.parametrize('name', ['llama2', 'open'])

@@ -1,5 +1,7 @@
 """Data sets in: every format's rows as examples; errors name file and line."""
 
+import datetime
+import decimal
 import gzip
 import json
 import subprocess
@@ -380,6 +382,19 @@ def test_tfds_without_tensorflow(tmp_path):
   assert not (tmp_path / 'other').exists()
 
 
+def test_what_json_has_no_form_of_is_prepared_or_named(tmp_path):
+  day = datetime.datetime(2024, 7, 26, 12)
+  path = str(tmp_path / 'x.parquet')
+  row = {'prompt': 'q', 'day': day, 'cost': decimal.Decimal('1.5')}
+  parquet.write_table(pyarrow.Table.from_pylist([row]), path)
+  made = prepare.write({'train': path}, str(tmp_path / 'made'))
+  found = tables.open_table(f'tfds:{made}:train')[0]
+  assert found == {'prompt': 'q', 'day': '2024-07-26T12:00:00', 'cost': 1.5}
+  parquet.write_table(pyarrow.Table.from_pylist([{'image': b'\xff'}]), path)
+  with pytest.raises(InputError, match=r'x.parquet, row 0: bytes .* no form in JSON'):
+    prepare.write({'train': path}, str(tmp_path / 'other'))
+
+
 @pytest.mark.parametrize(
   ('content', 'words'),
   [
@@ -393,6 +408,10 @@ def test_tfds_without_tensorflow(tmp_path):
     ),
     (lines([{'prompt': 'q', 'completion': ''}]), "line 1: 'completion' is empty"),
     (lines([{'messages': [turn(3), *SAY]}]), "line 1: a message's 'content' is of typ"),
+    (
+      lines([{'messages': [*ASK, SAY[0] | {'weight': 0}, *ASK, *SAY]}]),
+      "line 1: a message has a 'weight' that is not 1",
+    ),
     (
       lines([{'prompt': 'q', 'completion': SAY}]),
       'line 1: the prompt is a string and the completion a list',
@@ -525,6 +544,10 @@ def test_what_save_to_disk_wrote(tmp_path):
   datasets.DatasetDict({'dev': rows}).save_to_disk(tmp_path / 'split')
   for path in (f'hf:{tmp_path}/one', f'hf:{tmp_path}/split:dev'):
     assert [*tables.open_table(path)] == THREE
+  found = [{'label': True, 'ids': [1, 2]}]
+  made = datasets.Dataset.from_list(found).with_format('torch')
+  made.save_to_disk(tmp_path / 'tensors')
+  assert [*tables.open_table(f'hf:{tmp_path}/tensors')] == found
 
 
 CALLED = {'name': 'f', 'arguments': {'values': [1, 2]}}
@@ -674,6 +697,18 @@ def test_options(path):
     )
   with pytest.raises(InputError, match=r"line 1: no field 'title'"):
     files(path=path, columns={'prompt': 'title'}, test_size=1)
+
+
+def test_prompts_that_are_held_out_too_are_reported(tmp_path):
+  rows = [{'prompt': x, 'completion': 'a'} for x in 'pqr']
+  path, other = write(tmp_path, rows), tmp_path / 'other.jsonl'
+  other.write_bytes(lines([rows[1], {'prompt': 's', 'completion': 'a'}]))
+  found = files(path=path, test_path=str(other), kind='demonstrations')
+  assert found.report[0] == f'{path}: 1 training prompts are held out too.'
+  assert len(found.train) == 3
+  other.write_bytes(lines([{'prompt': 's', 'completion': 'a'}]))
+  found = files(path=path, test_path=str(other), kind='demonstrations')
+  assert len(found.report) == 1
 
 
 def test_prompts_that_end_within_a_token_are_reported():
@@ -909,6 +944,20 @@ def test_what_is_told_later_is_compared_too(kind, row):
   assert contamination.told([held], [KINDS[kind](row)], 6).startswith('1 training')
   said = KINDS['demonstrations']({'messages': [*ASK, turn(LEAK, 'assistant')]})
   assert contamination.told([said], [held], 6).startswith('0 training')
+
+
+def test_a_system_message_that_all_share_is_no_contamination():
+  rule = turn('You answer in one short word, please', 'system')
+  rows = [Example([rule, turn(x)], ('a',), (1.0,)) for x in (LEAK, 'and what else')]
+  told = [contamination.told(rows[1:], [row], 6) for row in rows]
+  assert told[0].startswith('0 training') and told[1].startswith('1 training')
+
+
+def test_words_of_a_script_without_spaces():
+  held = [['小明有三个苹果, 他吃了一个']]
+  rows = [['请问: 小明有三个苹果他卖了'], ['我有三个苹果'], ['ไม่มี']]
+  assert [*contamination.shared(rows, held, 7)] == [rows[0][0]]
+  assert contamination.grams('a 苹果 b', 2) == {('a', '苹'), ('苹', '果'), ('果', 'b')}
 
 
 # ---- GSM8K's model solutions ---------------------------------------------------------

@@ -286,6 +286,15 @@ def test_peft_files(tmp_path):
   jax.tree.map(np.testing.assert_array_equal, again, extra)
 
 
+def test_a_target_is_of_no_other_matrix(tmp_path):
+  """GPT-2 calls two matrices c_proj; PEFT would adapt both."""
+  fields = oracle.CONFIGS['gpt2']
+  config, only = config_json.decoder(fields, 'gpt2'), Lora(2, 4.0, 'o')
+  lora.save(tmp_path / 'a', fields, lora.init(config, only), only, base='x')
+  said = json.loads((tmp_path / 'a' / lora.CONFIG).read_text())
+  assert said['target_modules'] == ['attn.c_proj']
+
+
 def test_an_exported_run(tmp_path):
   c = runs.config('grpo', steps=2)
   c.model.lora.rank = 2
@@ -304,6 +313,7 @@ def test_an_exported_run(tmp_path):
     (dict(rank_pattern={'q': 2}), 'rank_pattern'),
     (dict(init_lora_weights='pissa'), "init_lora_weights is 'pissa'"),
     (dict(init_lora_weights='olora'), "init_lora_weights is 'olora'"),
+    (dict(r=None), 'r is None; a number is due'),
     (dict(a_new_kind=['q']), r"a_new_kind is \['q'\], which is not supported"),
   ],
 )

@@ -4,9 +4,11 @@ Prompt and completion meet between two ids, never inside one: text up to a bound
 encoded apart from the text after it, as a sampler would have met it.
 """
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from jaxrl_llm.models import encoding
 from jaxrl_llm.models.pretrained import render
 from jaxrl_llm.types import InputError
 
@@ -49,25 +51,31 @@ def coder(tokenizer, stop_ids: Sequence[int]) -> Coder:
     tokenizer: of transformers.
     stop_ids: tokens that end a turn; the first ends one that the template leaves open.
   """
-  encode = following(tokenizer)
+  follow = encoding.follower(tokenizer)
   stops = {i: tokenizer.convert_ids_to_tokens(i) for i in stop_ids}
 
   def prompt(x: Prompt, options: Mapping = {}) -> list[int]:
     if isinstance(x, str):
       return plain(tokenizer, x)
+    if x[-1].get('role') == 'assistant':
+      raise InputError(
+        'the prompt ends with an assistant message, and a completion begins a turn of '
+        'its own. Put the message into the completion, or leave it out.'
+      )
     words = render(tokenizer, x, True, options)
     check_tools(words, options.get('tools', ()))
-    return tokenizer.encode(words, add_special_tokens=False)
+    return encoding.ids(tokenizer, words)
 
   def completion(before: Prompt, after: Completion, options: Mapping = {}) -> Ids:
+    said = lambda messages, ask: render(tokenizer, messages, ask, options)
     if isinstance(after, Steps):
-      return step_ends(encode, after.texts)
+      words = before if isinstance(before, str) else said(before, True)
+      return step_ends(follow, words, after.texts)
     if not isinstance(before, str):
-      said = lambda messages, ask: render(tokenizer, messages, ask, options)
-      return turns(said, encode, before, as_messages(after), stops)
+      return turns(said, follow, before, as_messages(after), stops)
     if not isinstance(after, str):
       raise InputError('the prompt is a string and the completion a list of messages.')
-    tokens = encode(after)
+    tokens = follow(before, after)
     if before == '' and tokens[:1] == prompt(''):  # The text's own, said already.
       tokens = tokens[1:]
     if not tokens or tokens[-1] not in stop_ids:
@@ -109,7 +117,7 @@ def as_messages(completion: Messages | str) -> Messages:
 
 def plain(tokenizer, text: str) -> list[int]:
   """Text with the tokenizer's own beginning, BOS once even where the text has it."""
-  tokens = tokenizer.encode(text)
+  tokens = encoding.ids(tokenizer, text, begun=True)
   bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
   if bos is not None and tokens[:2] == [bos, bos]:
     tokens = tokens[1:]
@@ -119,46 +127,29 @@ def plain(tokenizer, text: str) -> list[int]:
   return tokens or [eos if bos is None else bos]
 
 
-def following(tokenizer) -> Callable[[str], list[int]]:
-  """A function from text that follows other text to ids.
-
-  SentencePiece puts a space before what it takes for the beginning of a text, so there
-  a newline goes before it, whose ids are then cut off.
-  """
-  encode = lambda text: tokenizer.encode(text, add_special_tokens=False)
-  line = encode('\n')
-  if encode('\na') == line + encode('a'):
-    return encode
-
-  def follow(text: str) -> list[int]:
-    found = encode('\n' + text)
-    return found[len(line) :] if found[: len(line)] == line else encode(text)
-
-  return follow
-
-
 def merges(tokenizer, prompt: str, completion: str) -> bool:
   """Whether one encoding of both texts would put a token across their boundary.
 
   So where a prompt ends in a space or within a word. Its ids are those that it has
   alone, as at sampling, and the completion begins with tokens that are rare there.
   """
-  encode = lambda text: tokenizer.encode(text, add_special_tokens=False)
-  apart = encode(prompt) + following(tokenizer)(completion)
+  encode = functools.partial(encoding.ids, tokenizer)
+  apart = encode(prompt) + encoding.follower(tokenizer)(prompt, completion)
   return encode(prompt + completion) != apart
 
 
-def step_ends(encode, texts: Sequence[str]) -> Ids:
-  """Steps, each followed by a newline, whose last token is marked."""
+def step_ends(follow, done: str, texts: Sequence[str]) -> Ids:
+  """Steps after `done`, each followed by a newline, whose last token is marked."""
   tokens, mask = [], []
   for text in texts:
-    step = [*encode(text), *encode('\n')]
+    step = [*follow(done, text), *follow(done + text, '\n')]
+    done += text + '\n'
     tokens += step
     mask += [0] * (len(step) - 1) + [1]
   return Ids(tokens, mask)
 
 
-def turns(render, encode, before: Messages, after: Messages, stops) -> Ids:
+def turns(render, follow, before: Messages, after: Messages, stops) -> Ids:
   """What follows a prompt: assistants' words trained, up to their stop token.
 
   Ends with the last trained token. Other turns, and what the template puts between,
@@ -166,7 +157,7 @@ def turns(render, encode, before: Messages, after: Messages, stops) -> Ids:
 
   Args:
     render: (messages, whether to ask for an answer) to text.
-    encode: text that follows other text, to ids.
+    follow: (text, what follows it) to ids of the latter.
     stops: token id to its text; the first ends a turn that the template leaves open.
 
   Raises:
@@ -188,7 +179,7 @@ def turns(render, encode, before: Messages, after: Messages, stops) -> Ids:
     ends = [words.index(end) + len(end) for end in stops.values() if end in words]
     words = words[: min(ends)] if ends else words.rstrip()
     check_said(message, words, i, stops.values())
-    between, chosen = encode(head), encode(words)
+    between, chosen = follow(done, head), follow(done + head, words)
     if not ends:
       chosen = [*chosen, next(iter(stops))]
     tokens += [*between, *chosen]
@@ -204,7 +195,7 @@ def replier(tokenizer, stop_ids: Sequence[int]) -> Callable:
   out of room) is closed with the one that the template closes a turn with, or with the
   first. A reply is the user's.
   """
-  encode = following(tokenizer)
+  follow = encoding.follower(tokenizer)
   marks = {'user': '[asked]', 'assistant': '[said]'}
   talk = [dict(role=role, content=text) for role, text in marks.items()]
   whole = render(tokenizer, [*talk, dict(role='user', content='[told]')], True)
@@ -218,7 +209,8 @@ def replier(tokenizer, stop_ids: Sequence[int]) -> Callable:
 
   def between(reply: str, said: Sequence[int]) -> list[int]:
     closed = bool(said) and said[-1] in ends
-    return [*(() if closed else (stop,)), *encode(after + reply + ask)]
+    last = said[-1] if closed else stop
+    return [*(() if closed else (stop,)), *follow(ends[last], after + reply + ask)]
 
   return between
 

@@ -6,6 +6,11 @@ from collections.abc import Iterable, Sequence
 from jaxrl_llm.data.chat import Prompt
 from jaxrl_llm.data.examples import Example
 
+# A word, or a character of a script that puts no spaces between words: Thai to Khmer,
+# kana, Han.
+UNSPACED = '\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff'
+WORD = re.compile(rf'[{UNSPACED}]|[^\W{UNSPACED}]+')
+
 
 def words_of(prompt: Prompt) -> str:
   """A prompt's text: of messages, all contents."""
@@ -15,21 +20,30 @@ def words_of(prompt: Prompt) -> str:
 
 
 def given(example: Example) -> list[str]:
-  """The texts that an example is given: prompts, and in completions the turns of others
-  than an assistant. Of plain text without a prompt it is the completion.
+  """The texts that an example is given: prompts, without a system message, which many
+  share, and in completions the turns of others than an assistant. Of plain text without
+  a prompt it is the completion.
   """
   others = example.aux.prompts if example.aux else ()
   talks = [c for c in example.completions if isinstance(c, list)]
   turns = [[m] for talk in talks for m in talk if m['role'] != 'assistant']
-  texts = map(words_of, (example.prompt, *example.prompts, *others, *turns))
+  told = (example.prompt, *example.prompts, *others, *turns)
+  texts = (words_of(asked(x)) for x in told)
   return [*dict.fromkeys(filter(None, texts))] or [str(example.completions[0])]
+
+
+def asked(prompt: Prompt) -> Prompt:
+  """A prompt without its system messages."""
+  if isinstance(prompt, str):
+    return prompt
+  return [m for m in prompt if m['role'] != 'system']
 
 
 def grams(text: str, n: int) -> set[tuple[str, ...]]:
   """Every run of n words, in lower case and without punctuation; of a shorter text, all
   of it; of one without words, none.
   """
-  words = re.findall(r'\w+', text.lower())
+  words = WORD.findall(text.lower())
   starts = range(max(len(words) - n + 1, 1)) if words else ()
   return {tuple(words[i : i + n]) for i in starts}
 

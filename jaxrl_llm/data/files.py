@@ -65,7 +65,9 @@ def files(
 
   train, keys = visited(path, limit)
   if test_path:
-    test, _ = visited(test_path)
+    test, held = visited(test_path)
+    if both := int(np.isin(keys, held).sum()):
+      report.append(f'{path}: {both} training prompts are held out too.')
   else:
     held = held_out(keys, test_size)
     train, test = train.chosen(~held), train.chosen(held)

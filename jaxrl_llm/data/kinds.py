@@ -24,6 +24,7 @@ from jaxrl_llm.data.fields import (
   text,
   truth,
 )
+from jaxrl_llm.models import encoding
 from jaxrl_llm.types import InputError
 
 VERDICTS = ('Yes', 'No')  # Of principles, in this order.
@@ -331,7 +332,7 @@ def check(example: Example) -> Example:
   """
   for told in (example.prompt, *example.prompts, *example.completions):
     for words in spoken(told):
-      whole(words)
+      encoding.whole(words)
   for answer in example.completions:
     if isinstance(answer, (str, Steps)):
       continue
@@ -342,6 +343,11 @@ def check(example: Example) -> Example:
     silent = lambda m: not (m.get('content') or m.get('tool_calls'))
     if any(silent(m) for m in answer if m['role'] == 'assistant'):
       raise InputError('an assistant message is empty.')
+    if any(m.get('weight', 1) not in (1, None) for m in answer):
+      raise InputError(
+        "a message has a 'weight' that is not 1, and every turn of an assistant in a "
+        'completion is learned. Put what is not to be learned into the prompt.'
+      )
   return example
 
 
@@ -357,13 +363,6 @@ def spoken(told: Prompt | Steps) -> Sequence[str]:
         f"a message's 'content' is {kind_of(m, 'content')}; text is due."
       )
   return [m['content'] for m in told if isinstance(m.get('content'), str)]
-
-
-def whole(words: str) -> None:
-  try:
-    words.encode()
-  except UnicodeEncodeError as error:
-    raise InputError(f'half a character (a lone surrogate): {error}.') from error
 
 
 def common(a, b):

@@ -1,23 +1,28 @@
 """Any table as a tensorflow-datasets folder of array_record: random access."""
 
+import datetime
+import decimal
 import json
 import re
+from typing import Any
 
-from jaxrl_llm.data.tables import open_table
+from jaxrl_llm.data.tables import located, open_table
 from jaxrl_llm.types import InputError
 
 
 def write(splits: dict[str, str], folder: str) -> str:
   """Writes tables as splits of one data set; returns FOLDER of 'tfds:FOLDER:SPLIT'.
 
-  A row is kept as it is, as JSON, so every kind of record fits. No TensorFlow.
+  A row is kept as it is, as JSON, so every kind of record fits: dates as text in ISO
+  8601, decimals as floats. No TensorFlow.
 
   Args:
     splits: split name to a path (tables.open_table).
     folder: must not hold a prepared data set yet.
 
   Raises:
-    InputError: a split's name is no word, it has no rows, or the data set is there.
+    InputError: a split's name is no word, it has no rows, the data set is there, or
+      JSON has no form of a value.
   """
   import tensorflow_datasets as tfds
 
@@ -44,10 +49,25 @@ def write(splits: dict[str, str], folder: str) -> str:
 
     def _generate_examples(self, split):
       for i in range(len(found[split])):
-        yield i, {'json': json.dumps(found[split][i])}
+        row = found[split][i]
+        with located(found[split].where(i)):
+          text = json.dumps(row, default=as_json)
+        yield i, {'json': text}
 
   builder = Records(data_dir=folder, file_format='array_record')
   if builder.data_path.exists():
     raise InputError(f'{builder.data_path} is there already. Name another folder.')
   builder.download_and_prepare()
   return str(builder.data_path)
+
+
+def as_json(value: Any) -> str | float:
+  """What Arrow has and JSON has not."""
+  if isinstance(value, (datetime.date, datetime.time)):
+    return value.isoformat()
+  if isinstance(value, decimal.Decimal):
+    return float(value)
+  raise InputError(
+    f'{type(value).__name__} {str(value)[:40]!r} has no form in JSON. Leave its column '
+    'out.'
+  )

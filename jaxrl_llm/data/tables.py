@@ -331,7 +331,7 @@ def from_hub(name: str, split: str, config: str) -> tuple[Sequence, Callable]:
       rows = datasets.load_dataset(name, config or None, split=split or 'train')
   except Exception as error:  # datasets raises many kinds.
     raise InputError(f'hf:{name} ({split}) does not load: {error}') from error
-  return rows, unpadded
+  return rows.with_format(None), unpadded  # It may be saved to give tensors.
 
 
 def of_split(saved: Any, split: str) -> Sequence:

@@ -138,7 +138,7 @@ def save(
     'fan_in_fan_out': values['model_type'] == 'gpt2',
     'inference_mode': True,
     'target_modules': sorted(
-      {_module(row).rsplit('.', 1)[-1] for row in modules.values()}
+      {_target(values['model_type'], _module(row)) for row in modules.values()}
     ),
   }
   with weights.appearing(folder) as part:
@@ -204,6 +204,9 @@ def adapter_config(path: Path) -> dict:
       raise InputError(
         f'{path}: {key} is {said[key]!r}; {", ".join(map(repr, values))} load. {MERGE}'
       )
+  for key in ('r', 'lora_alpha'):
+    if isinstance(said.get(key), bool) or not isinstance(said.get(key), (int, float)):
+      raise InputError(f'{path}: {key} is {said.get(key)!r}; a number is due.')
   for key in sorted(said.keys() - KNOWN):
     if said[key]:
       raise InputError(
@@ -214,6 +217,14 @@ def adapter_config(path: Path) -> dict:
 
 def _module(row: Names) -> str:
   return row.hf.removesuffix('.weight')
+
+
+def _target(family: str, module: str) -> str:
+  """The end of a module's name that no other module of a layer has."""
+  ends = lambda name, count: name.split('.')[-count:]
+  every = {_module(row) for row in FAMILIES[family].names if '{}' in row.hf}
+  alike = [name for name in every if ends(name, 1) == ends(module, 1)]
+  return '.'.join(ends(module, 1 if len(alike) == 1 else 2))
 
 
 def _modules(family: str, names: list[str] | None) -> dict[str, Names]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxrl_llm.models import (
   config_json,
+  encoding,
   fields,
   gguf,
   lora,
@@ -131,11 +132,7 @@ def named(name: str) -> Pretrained:
       "and model.safetensors or with PEFT's adapters, or 'owner/name' on the Hugging "
       'Face hub.'
     )
-  if len(model.tokenizer) > model.config.vocab:
-    raise InputError(
-      f'{name}: the tokenizer has {len(model.tokenizer)} tokens, the embedding only '
-      f'{model.config.vocab} rows. Use the tokenizer the model was trained with.'
-    )
+  encoding.check_rows(model.tokenizer, model.config.vocab, name)
   return model
 
 
@@ -287,4 +284,4 @@ def encode_chat(tokenizer, messages: list[dict], ask: bool = True) -> list[int]:
     messages: {'role': ..., 'content': ...} each; the chat template words them. BOS is
       the template's affair: the tokenizer adds no second one.
   """
-  return tokenizer.encode(render(tokenizer, messages, ask), add_special_tokens=False)
+  return encoding.ids(tokenizer, render(tokenizer, messages, ask))

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from jaxrl_llm import forward, sources, types
-from jaxrl_llm.models import pretrained
+from jaxrl_llm.models import encoding, pretrained
 from jaxrl_llm.models.decoder import Decoder
 from jaxrl_llm.rewards.sample import Batched, Sample
 from jaxrl_llm.types import InputError
@@ -60,9 +60,9 @@ def tokens(tokenizer, sample: Sample) -> list[int]:
   asked, said = sample.record.messages, sample.completion
   if sample.truncated or not said.strip():
     return []
-  if isinstance(asked, str):
-    return tokenizer.encode(asked + said)
   try:
+    if isinstance(asked, str):
+      return encoding.ids(tokenizer, asked + said, begun=True)
     answer = {'role': 'assistant', 'content': said}
     return pretrained.encode_chat(tokenizer, [*asked, answer], ask=False)
   except InputError:
