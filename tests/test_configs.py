@@ -6,6 +6,7 @@ import pkgutil
 import re
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 import runs
 import toy
@@ -145,6 +146,25 @@ def test_sampling_options_reach_the_sampler():
   assert all(t.find('b') in (-1, len(t) - 1) for t in texts)
   with pytest.raises(InputError, match='top_p=1'):
     runs.assembled(runs.config(source=cut, plan=dict(importance='token')))
+
+
+@pytest.mark.parametrize(
+  ('string', 'match'), [('', 'not empty'), (3, 'one is text'), ('a<eos>', 'alone')]
+)
+def test_stop_strings_that_no_text_has_are_refused(string, match):
+  with pytest.raises(InputError, match=f'stop_strings.*{match}'):
+    runs.assembled(runs.config(source=dict(stop_strings=(string,))))
+
+
+def test_a_stop_string_may_be_a_special_token():
+  """Which text does not show: it ends completions as a token."""
+  run = runs.assembled(runs.config(source=dict(stop_strings=('b', '<unk>'))))
+  batch = run.source(run.state, 0).batch
+  inside = np.arange(batch.completions.shape[-1]) < batch.length[..., None]
+  said = inside & (batch.completions == run.model.tokenizer.unk_token_id)
+  assert said.any()
+  last = np.argwhere(said)[:, 2]
+  np.testing.assert_array_equal(last, batch.length[said.any(-1)] - 1)
 
 
 def test_what_was_compiled_once_is_not_compiled_again():
