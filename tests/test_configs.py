@@ -6,13 +6,13 @@ import pkgutil
 import re
 
 import jax.numpy as jnp
-import numpy as np
 import pytest
 import runs
 import toy
 
-from jaxrl_llm import assemble, build, glossary, log, methods, sharding, train
+from jaxrl_llm import asking, assemble, build, glossary, log, methods, sharding, train
 from jaxrl_llm.models import pretrained
+from jaxrl_llm.rollout import stops
 from jaxrl_llm.types import InputError
 
 # Those of one stage; test_pipeline.py has the others.
@@ -158,13 +158,15 @@ def test_stop_strings_that_no_text_has_are_refused(string, match):
 
 def test_a_stop_string_may_be_a_special_token():
   """Which text does not show: it ends completions as a token."""
-  run = runs.assembled(runs.config(source=dict(stop_strings=('b', '<unk>'))))
-  batch = run.source(run.state, 0).batch
-  inside = np.arange(batch.completions.shape[-1]) < batch.length[..., None]
-  said = inside & (batch.completions == run.model.tokenizer.unk_token_id)
-  assert said.any()
-  last = np.argwhere(said)[:, 2]
-  np.testing.assert_array_equal(last, batch.length[said.any(-1)] - 1)
+  c, model = (
+    runs.config(source=dict(stop_strings=('b', '<unk>'))),
+    pretrained.load('tiny'),
+  )
+  unk = model.tokenizer.unk_token_id
+  assert stops.parted(c.source.stop_strings, model.tokenizer) == (('b',), (unk,))
+  for options in asking.sampling(c, None, model, None, None, 6)[1:]:
+    want = [*pretrained.stop_ids(model.tokenizer), unk]
+    assert options(2).stop_ids.tolist() == [want, want]
 
 
 def test_what_was_compiled_once_is_not_compiled_again():
