@@ -30,7 +30,7 @@ ALLOCATOR = flags.DEFINE_bool('allocator', True, 'As of experiments/train.py.')
 
 
 def main() -> None:
-  command.start(allocator=ALLOCATOR.value)
+  command.restart(allocator=ALLOCATOR.value)
   if CONFIG.value is None or not SWAP.value or SEEDS.value < 1:
     raise InputError('Give --config=FILE, --swap=path=value,value and --seeds from 1.')
   folder, config = Path(WORKDIR.value), CONFIG.value

@@ -27,7 +27,6 @@ def main(argv: list[str]) -> None:
   parser.add_argument('--batch', type=int, default=16)
   parser.add_argument('--out', default='', help='a file for the table as JSON')
   args = parser.parse_args(argv)
-  command.start(allocator=False)
   configs = [restored.configured(run) for run in args.runs]
   names = [c.model.name for c in configs]
   if len({*names}) > 1:

@@ -26,7 +26,7 @@ ALLOCATOR = flags.DEFINE_bool('allocator', True, 'As of experiments/train.py.')
 
 
 def main() -> None:
-  command.start(allocator=ALLOCATOR.value)
+  command.restart(allocator=ALLOCATOR.value)
   if CONFIG.value is None or not GRID.value:
     raise InputError('Give --config=FILE and --grid=path=value,value.')
   folder, overrides = Path(WORKDIR.value), grid.arms(GRID.value)

@@ -28,7 +28,7 @@ def main(argv: list[str]) -> None:
     raise InputError(f'Unknown arguments {argv[1:]}; options are --name=value.')
   if CONFIG.value is None:
     raise InputError('Name a config: --config=configs/quickstart.py')
-  command.start(allocator=ALLOCATOR.value)
+  command.restart(allocator=ALLOCATOR.value)
   jax.config.update('jax_debug_nans', DEBUG_NANS.value)
   run = pipeline.main if 'stages' in CONFIG.value else train.main
   run(CONFIG.value, WORKDIR.value, profile=PROFILE.value)

@@ -29,7 +29,7 @@ from jaxrl_llm.models import caching, pretrained
 from jaxrl_llm.rewards import combine, shaping
 from jaxrl_llm.rollout import draw, mixture, trees
 from jaxrl_llm.rollout.sampler import make_sampler
-from jaxrl_llm.rollout.stops import stop_strings
+from jaxrl_llm.rollout.stops import parted, stop_strings
 from jaxrl_llm.tasks import fitting
 from jaxrl_llm.types import Batch, InputError, State
 
@@ -287,8 +287,9 @@ def checked_task(config, text):
 
 def sampling(config, decoder, model, text, mesh, max_length: int):
   """`sampler(group, slots)`, and options of so many prompts: to learn, and greedy."""
-  s, stops = config.source, pretrained.stop_ids(model.tokenizer)
-  strings, cache = tuple(s.get('stop_strings', ())), cache_dtype(config)
+  s, cache = config.source, cache_dtype(config)
+  strings, ends = parted(tuple(s.get('stop_strings', ())), model.tokenizer)
+  stops = (*pretrained.stop_ids(model.tokenizer), *ends)
   sampler = lambda group, slots: make_sampler(
     decoder,
     group=group,

@@ -25,20 +25,28 @@ GLIBC = {
 }
 
 
-def start(*, allocator: bool = True) -> None:
-  """Keeps compiled programs, and with `allocator` starts the script again, once, with
-  glibc tuned for large buffers. JAX_COMPILATION_CACHE_DIR counts.
+def restart(*, allocator: bool = True) -> None:
+  """With `allocator` starts the script again, once, with glibc tuned for large buffers,
+  and with the options that the interpreter was given.
   """
   if allocator and platform.libc_ver()[0] == 'glibc' and GUARD not in os.environ:
     print('Starting again with glibc tuned for large buffers (off: --noallocator).')
     sys.stdout.flush()
-    os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | GLIBC)
+    again = [sys.executable, *sys.orig_argv[1:]]
+    os.execve(sys.executable, again, os.environ | GLIBC)
+
+
+def keep_programs() -> None:
+  """Compiled programs are kept in CACHE, or where JAX_COMPILATION_CACHE_DIR says."""
   if not jax.config.jax_compilation_cache_dir:
     jax.config.update('jax_compilation_cache_dir', str(CACHE.expanduser()))
 
 
 def status(main: Callable[[], None]) -> int:
-  """Exit status: 0, or 2 with one message for a mistake of the user's."""
+  """Runs a script, which keeps its programs. Exit status: 0, or 2 with one message for
+  a mistake of the user's.
+  """
+  keep_programs()
   try:
     main()
   except InputError as error:

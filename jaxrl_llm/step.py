@@ -58,7 +58,7 @@ def make_update_step(
   fresh = tuple(n for n in method.needs if once and OBSERVED.get(n) in live(method))
   observed = {n for n in method.needs if n in OBSERVED} - {*fresh}
   observed |= {*method.prepare_needs, *(('old_logp',) if importance else ())}
-  known = 'logp' if once else None if trust_sampler else 'old_logp'
+  known = 'old_logp' if 'old_logp' in observed and not trust_sampler else 'logp'
   gradient = make_gradient(forward, method, fresh, microbatches, known=known)
 
   def optimizer_step(state: State, batch: Batch) -> tuple[State, Metrics]:
@@ -81,6 +81,7 @@ def make_update_step(
       return jax.lax.scan(optimizer_step, state, pieces.split(shuffled, minibatches))
 
     state, metrics = jax.lax.scan(epoch, state, jnp.arange(epochs))
+    metrics = of_first(metrics) if known == 'logp' else metrics
     metrics = metrics_lib.finish(metrics_lib.reduce(metrics_lib.reduce(metrics)))
     state = method.after(state, batch, metrics).replace(step=state.step + 1)
     return state, metrics | {'applied': state.applied, 'skipped': state.skipped}
@@ -89,13 +90,13 @@ def make_update_step(
 
 
 def make_gradient(
-  forward: Forward, method: Method, fresh, microbatches: int, *, known: str | None
+  forward: Forward, method: Method, fresh, microbatches: int, *, known: str
 ):
   """Returns `gradient(params, frozen, batch) -> (gradient, metrics)` of a minibatch.
 
   `fresh` names the fields of the batch that are, where empty, this forward pass's own
-  outputs, detached. `known` names what the parameters that sampled say: 'logp', this
-  pass, 'old_logp', or None where nobody looked.
+  outputs, detached. `known` names what is held against the sampler: 'old_logp', or
+  where nobody looked 'logp', this pass, whose parameters sampled at the first update.
   """
   sensors = live(method)
 
@@ -107,7 +108,7 @@ def make_gradient(
         batch = batch.replace(**{name: now})
     loss, metrics = method.loss(out, batch)
     metrics |= {'loss': (loss, batch.seq_weight.sum())}
-    told = {'logp': out.logp, 'old_logp': batch.old_logp, None: None}[known]
+    told = {'logp': out.logp, 'old_logp': batch.old_logp}[known]
     return loss, metrics | agreement(batch, told)
 
   def gradient(params, frozen, batch):
@@ -193,6 +194,12 @@ def agreement(batch: Batch, logp) -> Metrics:
   if batch.kept_mass is not None:
     said += jnp.log(jnp.where(mask > 0, batch.kept_mass, 1.0))
   return importance_lib.agreement(jax.lax.stop_gradient(logp), said, mask)
+
+
+def of_first(metrics: Metrics) -> Metrics:
+  """Metrics [epochs, minibatches], agreement that of the first update alone."""
+  cut = lambda x: jax.tree.map(lambda y: y[:1, :1], x)
+  return {k: cut(x) if k in importance_lib.AGREEMENT else x for k, x in metrics.items()}
 
 
 def couple(forward: Forward, method: Method, state: State, batch: Batch, n: int):

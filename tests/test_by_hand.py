@@ -191,7 +191,8 @@ def test_weights_of_ragged_completions():
 def test_importance_of_tokens_and_of_completions():
   # AT-33: a gap of 0.012 nats over 100 tokens: exp(0.012) each, exp(1.2) = 3.32
   # together; over 1,000 tokens exp(12) = 162,755, which the cap holds at 2.
-  for t, cap, whole in ((100, 5.0, 3.3201), (1000, 2.0, 2.0)):
+  held = ((1000, 2.0, 2.0), (4096, 5.0, 5.0))
+  for t, cap, whole in ((10, 5.0, 1.12750), (100, 5.0, 3.3201), *held):
     ones = jnp.ones((1, 1, t))
     said = jnp.zeros_like(ones), -0.012 * ones
     token, row = importance.token(*said, ones, cap=cap)

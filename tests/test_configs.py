@@ -10,8 +10,9 @@ import pytest
 import runs
 import toy
 
-from jaxrl_llm import assemble, build, glossary, log, methods, sharding, train
+from jaxrl_llm import asking, assemble, build, glossary, log, methods, sharding, train
 from jaxrl_llm.models import pretrained
+from jaxrl_llm.rollout import stops
 from jaxrl_llm.types import InputError
 
 # Those of one stage; test_pipeline.py has the others.
@@ -145,6 +146,27 @@ def test_sampling_options_reach_the_sampler():
   assert all(t.find('b') in (-1, len(t) - 1) for t in texts)
   with pytest.raises(InputError, match='top_p=1'):
     runs.assembled(runs.config(source=cut, plan=dict(importance='token')))
+
+
+@pytest.mark.parametrize(
+  ('string', 'match'), [('', 'not empty'), (3, 'one is text'), ('a<eos>', 'alone')]
+)
+def test_stop_strings_that_no_text_has_are_refused(string, match):
+  with pytest.raises(InputError, match=f'stop_strings.*{match}'):
+    runs.assembled(runs.config(source=dict(stop_strings=(string,))))
+
+
+def test_a_stop_string_may_be_a_special_token():
+  """Which text does not show: it ends completions as a token."""
+  c, model = (
+    runs.config(source=dict(stop_strings=('b', '<unk>'))),
+    pretrained.load('tiny'),
+  )
+  unk = model.tokenizer.unk_token_id
+  assert stops.parted(c.source.stop_strings, model.tokenizer) == (('b',), (unk,))
+  for options in asking.sampling(c, None, model, None, None, 6)[1:]:
+    want = [*pretrained.stop_ids(model.tokenizer), unk]
+    assert options(2).stop_ids.tolist() == [want, want]
 
 
 def test_what_was_compiled_once_is_not_compiled_again():

@@ -226,11 +226,27 @@ def test_the_sampler_may_be_trusted(name):
     step = jax.jit(make_update_step(counted, toy.SGD, method(name), **plan))
     state, metrics = step(start(name), exact)
     found[trust] = state.params, sum('logp' in needs for needs in calls)
-    assert ('mismatch' in metrics) != trust  # Nobody looked.
+    assert float(metrics['max/mismatch']) < 1e-6
   chex.assert_trees_all_close(found[True][0], found[False][0], atol=1e-6)
   assert found[True][1] == found[False][1] - 1
   off, _ = step(start(name), exact.replace(behavior_logp=logp - 0.5))
   assert abs(off.params['policy'] - found[True][0]['policy']).max() > 1e-3
+
+
+@pytest.mark.parametrize('name', ['grpo', 'reinforce'])
+@pytest.mark.parametrize('trust', [False, True])
+def test_agreement_is_of_the_parameters_that_sampled(name, trust):
+  """AT-38: whoever reads it, and however many updates a batch has."""
+  logp = toy.logp(start(name).params['policy'], toy.batch())
+  off = toy.batch().replace(behavior_logp=logp + 0.25)
+  plan = dict(epochs=2, minibatches=2, trust_sampler=trust)
+  step = jax.jit(make_update_step(toy.forward, toy.SGD, method(name), **plan))
+  state, metrics = step(start(name), off)
+  assert abs(state.params['policy'] - start(name).params['policy']).max() > 1e-3
+  assert float(metrics['mismatch']) == pytest.approx(0.25, abs=1e-6)
+  assert float(metrics['max/mismatch']) == pytest.approx(0.25, abs=1e-6)
+  gap = np.exp(-0.25) - 1 + 0.25
+  assert float(metrics['mismatch_k3']) == pytest.approx(gap, abs=1e-6)
 
 
 def test_the_sampler_may_not_be_trusted():

@@ -13,6 +13,7 @@ import pytest
 import runs
 
 from jaxrl_llm import forward, types
+from jaxrl_llm.models import caching
 from jaxrl_llm.models.config import DecoderConfig
 from jaxrl_llm.models.decoder import Decoder, causal, head_kernel
 from jaxrl_llm.ops import importance
@@ -331,6 +332,22 @@ def test_every_prompt_has_options_of_its_own():
   assert got.length[3, 0] <= 2 and got.stop_reason[3, 0] == 1
 
 
+@pytest.mark.parametrize(
+  ('change', 'match'),
+  [
+    (dict(max_length=T + 1), f'max_length={T + 1} .* has room for {T} tokens'),
+    (dict(length=0), 'A prompt of 0 tokens'),
+    (dict(length=P + 1), f'A prompt of {P + 1} tokens in an array of {P}'),
+  ],
+)
+def test_what_does_not_fit_is_refused(change, match):
+  how = draw.options(B, max_length=change.get('max_length', T))
+  length = np.where(np.arange(B) == 1, change.get('length', 1), LENGTHS)
+  args = (prompts(), length, np.arange(B, dtype=np.int32), how)
+  with pytest.raises(types.InputError, match=match):
+    sampler()(params(), *args, jax.random.key(0), 0)
+
+
 # ---- Slots that are refilled ---------------------------------------------------------
 
 
@@ -391,6 +408,37 @@ def test_refilled_slots_sample_what_all_at_once_do(slots, monkeypatch):
   for name in ('behavior_logp', 'kept_mass', 'temperature'):
     close(getattr(got, name), getattr(want, name), 3e-6)  # Two programs round twice.
   assert got.version == 3
+
+
+@pytest.mark.parametrize('cache', [None, jnp.int8])
+@pytest.mark.parametrize('slots', [0, 2])
+def test_room_is_made_as_rows_need_it(cache, slots, monkeypatch):
+  """The same draws from caches of 2, 4 and 6 places; short rows never see the last."""
+  monkeypatch.setattr('jaxrl_llm.rollout.sampler.CHUNK', 2)
+  widths, write = [], caching.written
+
+  def watched(old, new, index):
+    widths.append(jax.tree.leaves(old)[0].shape[3])
+    return write(old, new, index)
+
+  monkeypatch.setattr(caching, 'written', watched)
+
+  def drawn(longest):
+    draws = make_sampler(DECODER, group=G, max_length=T, slots=slots, cache=cache)
+    how = draw.options(B, max_length=[longest, 1, longest, 2])
+    which = np.arange(B, dtype=np.int32)
+    widths.clear()
+    found = draws(params(), prompts(), LENGTHS, which, how, jax.random.key(0), 3)
+    return found, sorted({*widths})
+
+  whole, _ = drawn(T)
+  monkeypatch.setattr('jaxrl_llm.rollout.sampler.LEAST', 2)
+  found, seen = drawn(T)
+  assert seen == [2, 4, 6]
+  np.testing.assert_array_equal(found.tokens, whole.tokens)
+  np.testing.assert_array_equal(found.length, whole.length)
+  close(found.behavior_logp, whole.behavior_logp, 3e-6)
+  assert drawn(3)[1] == [2, 4]
 
 
 def test_nothing_is_compiled_twice():

@@ -1,5 +1,7 @@
 """A finished run can be sampled and exported, and the export is the policy itself."""
 
+import argparse
+import importlib
 import importlib.util
 import json
 import shutil
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 import runs
 
-from jaxrl_llm import checkpoint, restored, train
+from jaxrl_llm import checkpoint, command, restored, train
 from jaxrl_llm.models import weights
 from jaxrl_llm.types import InputError
 
@@ -134,3 +136,38 @@ def test_a_run_without_a_checkpoint(tmp_path):
   (tmp_path / 'run.json').write_bytes((runs.finished() / 'run.json').read_bytes())
   with pytest.raises(InputError, match='has no checkpoint yet'):
     restored.policy(str(tmp_path))
+
+
+def test_a_benchmark_wants_equal_losses(monkeypatch, capsys):
+  """Two rounds by hand; the second round's losses count too."""
+  monkeypatch.syspath_prepend(runs.ROOT / 'experiments/benchmarks')
+  versus = importlib.import_module('versus')
+  one = dict(step=2.0, rollout=0.5, update=1.5, tokens=100, peak_gib=3.0, loss=0.5)
+  rounds = [[one, one], [one, one | dict(loss=0.50002)]]
+  found = {
+    'ours': rounds,
+    'trl': [[x | dict(step=4.0) for x in r] for r in rounds[::-1]],
+  }
+  versus.report(found, argparse.Namespace(work='dpo'))
+  said = capsys.readouterr().out
+  assert 'ours: step 2.00, rollout 0.50, update 1.50 s, 100 tokens a step, 50 a' in said
+  assert 'trl / ours, round by round: 2.00, 2.00' in said and '2.0e-05' in said
+  found['trl'][1][1]['loss'] = 0.6
+  with pytest.raises(SystemExit, match='not the same work'):
+    versus.report(found, argparse.Namespace(work='dpo'))
+
+
+def test_a_script_starts_again_as_it_was_started(monkeypatch):
+  """The interpreter's own options are kept, and the second start is the last."""
+  again = []
+  for name in command.GLIBC:
+    monkeypatch.delenv(name, raising=False)
+  monkeypatch.setattr(command.os, 'execve', lambda *args: again.append(args))
+  monkeypatch.setattr(command.platform, 'libc_ver', lambda: ('glibc', '2.36'))
+  monkeypatch.setattr(command.sys, 'orig_argv', ['python', '-u', 'train.py', '--x=1'])
+  command.restart()
+  ((path, argv, env),) = again
+  assert argv == [path, '-u', 'train.py', '--x=1'] and env[command.GUARD] == '1'
+  monkeypatch.setenv(command.GUARD, '1')
+  command.restart()
+  assert len(again) == 1

@@ -2,7 +2,7 @@ r"""What batches drawn ahead (source.ahead) gain in time, and cost in reward.
 
   PYTHONPATH=. python experiments/benchmarks/overlap.py [--steps=60 --seeds=3]
 
-configs/smoke.py's work. Time: seconds of a step from its record, medians, the arms in
+configs/smoke.py's work. Time: seconds of a step from its record, quartiles, the arms in
 turn, with a verifier that sleeps so many seconds a batch. Reward: mean of the last ten
 steps, of runs that differ in their root key. `uncorrected` is what a run refuses.
 """
@@ -82,8 +82,8 @@ def main() -> None:
 SHOWN = ('reward', 'staleness', 'lag_k3', 'mismatch_k3')
 
 
-def seconds(runs, options) -> dict[str, dict]:
-  """Median seconds of a step, by what the verifier sleeps and by arm."""
+def seconds(runs, options) -> dict[str, dict[str, list]]:
+  """Quartiles of a step's seconds, by what the verifier sleeps and by arm."""
   found = {}
   for pause[0] in SLEEPS:
     spent = {name: [] for name in runs}
@@ -91,7 +91,8 @@ def seconds(runs, options) -> dict[str, dict]:
       for name, run in runs.items():
         some = records(run, 0, options.steps // 2)[2:]
         spent[name] += [r['tokens'] / r['tokens_per_second'] for r in some]
-    found[str(pause[0])] = {k: float(np.median(x)) for k, x in spent.items()}
+    quartiles = lambda x: np.quantile(x, (0.25, 0.5, 0.75)).tolist()
+    found[str(pause[0])] = {k: quartiles(x) for k, x in spent.items()}
   return found
 
 

@@ -34,6 +34,24 @@ def kept(x: Array, dtype) -> Array | Int8:
   return Int8(whole.astype(jnp.int8), scale)
 
 
+def held(cache) -> int:
+  """The tokens of a row for which a cache, a tree of [..., G, S, d], has slots: S."""
+  return jax.tree.leaves(cache)[0].shape[-2]
+
+
+def widened(cache, size: int):
+  """The cache with slots for `size` tokens of a row, the new ones last and empty."""
+  more = size - held(cache)
+  return grown(cache, more) if more > 0 else cache
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def grown(cache, more: int):
+  """The cache with so many slots more."""
+  pad = lambda x: jnp.pad(x, [*[(0, 0)] * (x.ndim - 2), (0, more), (0, 0)])
+  return jax.tree.map(pad, cache)
+
+
 def written(cache: KV, new: KV, index: Array) -> KV:
   """The cache [B, K, G, S, d] with `new` [B, K, G, T, d] from slot `index` [B] on."""
   put = jax.vmap(functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=2))

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from jaxrl_llm.ops import kl, sequences
 from jaxrl_llm.types import BG, BGT
 
+AGREEMENT = ('mismatch', 'max/mismatch', 'mismatch_k3')  # What `agreement` says.
+
 
 def token(old_logp: BGT, behavior_logp: BGT, mask: BGT, *, cap: float) -> tuple:
   """Of each token min(w_t, cap) [B, G, T]; of completions as `sequence` [B, G]."""

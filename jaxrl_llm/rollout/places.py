@@ -25,6 +25,10 @@ class Places:
   def busy(self) -> bool:
     return bool((self.owner >= 0).any())
 
+  def age(self, rows) -> int:
+    """The most tokens that the sampler's `Rows` have in a slot that is in use."""
+    return int(np.asarray(rows.age)[self.owner >= 0].max())
+
   def collect(self, rows, found: Rollout) -> bool:
     """Writes those of the sampler's `Rows` that have ended to `found`; whether any."""
     ended = ~np.asarray(rows.alive) & (self.sample >= 0)

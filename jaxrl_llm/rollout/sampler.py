@@ -18,10 +18,11 @@ from jaxrl_llm.models.decoder import Decoder, Prefix, head_kernel, prefill, unst
 from jaxrl_llm.ops import logprobs
 from jaxrl_llm.rollout import draw
 from jaxrl_llm.rollout.places import Places, padded
-from jaxrl_llm.types import Array, Rollout, bucket
+from jaxrl_llm.types import Array, InputError, Rollout, bucket
 
 Sample = Callable[..., Rollout]
 CHUNK = 16  # Tokens decoded between two looks at which slots are free.
+LEAST = 128  # Places for a completion's keys and values; doubled when they are full.
 
 
 class Asked(NamedTuple):
@@ -80,14 +81,17 @@ def make_sampler(
   `sample` takes host arrays (see `Asked`; draw.options makes the options), a typed key
   and the parameters' version. It returns a `Rollout` of [B, group, max_length]; slots
   past a row's length hold token 0 and log-prob 0. Prompts are compiled in four
-  widths at most, and for each power of two of slots refilled and of rows left.
+  widths at most, for each power of two of slots refilled and of rows left, and for each
+  doubling of LEAST that the longest rows need: what they do not need costs nothing.
   """
   shape = dict(group=group, max_length=max_length)
   enter, room, decode = programs(decoder, **shape, cache=cache)
 
   def sample(params, prompts, prompt_length, prompt_id, options, key, version):
+    queue = Asked(prompts, prompt_length, prompt_id, options)
+    check(queue, max_length)
     width = bucket(np.max(prompt_length), prompts.shape[1])
-    queue = Asked(prompts[:, :width], prompt_length, prompt_id, options)
+    queue = queue._replace(prompts=prompts[:, :width])
     count = len(prompts)
     size = -(-min(slots or count, count) // unit) * unit
     take = lambda which: place(
@@ -95,10 +99,11 @@ def make_sampler(
     )
     weights = unstack(params, decoder.dtype)
     rows = enter(params, take(np.arange(size)), key)
-    kv = room(rows)
+    kv = room(rows, places(0, max_length))
     at, ahead = Places.first(size, count, group), min(size, count)
     found = blank_rollout(options.temperature, prompt_id, version, group, max_length)
     while at.busy():
+      kv = caching.widened(kv, places(at.age(rows), max_length))
       rows, kv = decode(weights, rows, kv, CHUNK)
       rows = shortened(rows, at.sample >= 0, cut) if cut else rows
       if not at.collect(rows, found):
@@ -115,6 +120,20 @@ def make_sampler(
   return sample
 
 
+def check(asked: Asked, room: int) -> None:
+  """Refuses prompts and completions that do not fit into their arrays."""
+  (_, width), length = asked.prompts.shape, asked.length
+  if bad := [int(x) for x in length if not 1 <= x <= width]:
+    raise InputError(
+      f'A prompt of {bad[0]} tokens in an array of {width}; give from 1 to {width}.'
+    )
+  if (most := int(np.max(asked.options.max_length))) > room:
+    raise InputError(
+      f'Options.max_length={most} and the sampler has room for {room} tokens: lower '
+      'it, or make a sampler with a larger max_length.'
+    )
+
+
 def programs(decoder: Decoder, *, group: int, max_length: int, cache=None):
   """`prefilled`, `blank` and `decoded` for one decoder, compiled when first called."""
   same = dict(decoder=decoder, cache=cache)
@@ -122,7 +141,8 @@ def programs(decoder: Decoder, *, group: int, max_length: int, cache=None):
   single = decoder.clone(unrolled=True, remat='none')
   decode = functools.partial(decoded, decoder=single)
   room = functools.partial(blank, **same)
-  return jax.jit(enter), jax.jit(room), jax.jit(decode, donate_argnums=(1, 2))
+  room = jax.jit(room, static_argnums=1)
+  return jax.jit(enter), room, jax.jit(decode, donate_argnums=(1, 2))
 
 
 def prefilled(
@@ -149,12 +169,18 @@ def prefilled(
   )
 
 
-def blank(rows: Rows, *, decoder: Decoder, cache) -> tuple[KV, ...]:
-  """A cache with room for every row's tokens: of each layer [N, K, G, T, d]."""
-  c, (n, group, length) = decoder.config, rows.tokens.shape
-  shape = (n, c.kv_heads, group, length, c.head_dim)
+def blank(rows: Rows, width: int, *, decoder: Decoder, cache) -> tuple[KV, ...]:
+  """A cache for so many tokens of every row: of each layer [N, K, G, width, d]."""
+  c, (n, group, _) = decoder.config, rows.tokens.shape
+  shape = (n, c.kv_heads, group, width, c.head_dim)
   zero = lambda: caching.kept(jnp.zeros(shape, decoder.dtype), cache)
   return tuple(KV(zero(), zero()) for _ in range(c.layers))
+
+
+def places(age: int, most: int) -> int:
+  """LEAST, doubled until rows of this age have CHUNK tokens more; at most `most`."""
+  times = -(-min(age + CHUNK, most) // LEAST)
+  return min(LEAST << (times - 1).bit_length(), most)
 
 
 def decoded(weights, rows: Rows, cache, steps, *, decoder: Decoder):
@@ -182,10 +208,11 @@ def drawn(weights, rows: Rows, cap: float):
 
 def seen(weights, rows: Rows, token: Array, cache, decoder: Decoder):
   """Hidden states [N, G, D] after the new tokens, and the cache with them."""
-  n, group, length = rows.tokens.shape
+  n, group, _ = rows.tokens.shape
   spread = lambda x: jnp.broadcast_to(x, (n, group, 1, x.shape[-1]))
   positions = spread((rows.asked.length + rows.age)[:, None, None, None])[..., 0]
-  own = spread((jnp.arange(length)[None] <= rows.age[:, None])[:, None, None])
+  slots = jnp.arange(caching.held(cache))[None]
+  own = spread((slots <= rows.age[:, None])[:, None, None])
   width = rows.asked.prompts.shape[1]
   prompt = jnp.arange(width)[None] < rows.asked.length[:, None]
   hidden, cache = decoder.apply(

@@ -85,8 +85,8 @@ def make_trees(
     if most := round(group * share(int(version))):
       rows = enter(params, place(asked), key)
       weights = unstack(params, decoder.dtype)
-      programs = look, step
-      rows, cache, taken = grown(weights, rows, room(rows), programs, growth, most)
+      cache, programs = room(rows, max_length), (look, step)
+      rows, cache, taken = grown(weights, rows, cache, programs, growth, most)
       while bool(rows.alive.any()):
         rows, cache = decode(weights, rows, cache, sampler.CHUNK)
       said = jax.device_get((rows.tokens, rows.logp, rows.length, rows.stopped))
