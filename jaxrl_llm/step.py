@@ -81,8 +81,7 @@ def make_update_step(
       return jax.lax.scan(optimizer_step, state, pieces.split(shuffled, minibatches))
 
     state, metrics = jax.lax.scan(epoch, state, jnp.arange(epochs))
-    metrics = of_first(metrics) if known == 'logp' else metrics
-    metrics = metrics_lib.finish(metrics_lib.reduce(metrics_lib.reduce(metrics)))
+    metrics = finished(metrics, known)
     state = method.after(state, batch, metrics).replace(step=state.step + 1)
     return state, metrics | {'applied': state.applied, 'skipped': state.skipped}
 
@@ -196,10 +195,14 @@ def agreement(batch: Batch, logp) -> Metrics:
   return importance_lib.agreement(jax.lax.stop_gradient(logp), said, mask)
 
 
-def of_first(metrics: Metrics) -> Metrics:
-  """Metrics [epochs, minibatches], agreement that of the first update alone."""
+def finished(metrics: Metrics, known: str) -> dict:
+  """Metrics [epochs, minibatches] as numbers. Where the sampler is compared with each
+  update's own log-prob, its agreement is that of the first update alone.
+  """
   cut = lambda x: jax.tree.map(lambda y: y[:1, :1], x)
-  return {k: cut(x) if k in importance_lib.AGREEMENT else x for k, x in metrics.items()}
+  first = importance_lib.AGREEMENT if known == 'logp' else ()
+  metrics = {k: cut(x) if k in first else x for k, x in metrics.items()}
+  return metrics_lib.finish(metrics_lib.reduce(metrics_lib.reduce(metrics)))
 
 
 def couple(forward: Forward, method: Method, state: State, batch: Batch, n: int):

@@ -54,17 +54,7 @@ def coder(tokenizer, stop_ids: Sequence[int]) -> Coder:
   follow = encoding.follower(tokenizer)
   stops = {i: tokenizer.convert_ids_to_tokens(i) for i in stop_ids}
 
-  def prompt(x: Prompt, options: Mapping = {}) -> list[int]:
-    if isinstance(x, str):
-      return plain(tokenizer, x)
-    if x[-1].get('role') == 'assistant':
-      raise InputError(
-        'the prompt ends with an assistant message, and a completion begins a turn of '
-        'its own. Put the message into the completion, or leave it out.'
-      )
-    words = render(tokenizer, x, True, options)
-    check_tools(words, options.get('tools', ()))
-    return encoding.ids(tokenizer, words)
+  prompt = functools.partial(prompt_ids, tokenizer)
 
   def completion(before: Prompt, after: Completion, options: Mapping = {}) -> Ids:
     said = lambda messages, ask: render(tokenizer, messages, ask, options)
@@ -100,6 +90,20 @@ def coder(tokenizer, stop_ids: Sequence[int]) -> Coder:
 
   decode = lambda ids: tokenizer.decode(ids, skip_special_tokens=True)
   return Coder(prompt, completion, joined, decode, bos_of(tokenizer))
+
+
+def prompt_ids(tokenizer, prompt: Prompt, options: Mapping = {}) -> list[int]:
+  """Text as it is; messages in the template's words, the assistant's turn opened."""
+  if isinstance(prompt, str):
+    return plain(tokenizer, prompt)
+  if prompt[-1].get('role') == 'assistant':
+    raise InputError(
+      'the prompt ends with an assistant message, and a completion begins a turn of '
+      'its own. Put the message into the completion, or leave it out.'
+    )
+  words = render(tokenizer, prompt, True, options)
+  check_tools(words, options.get('tools', ()))
+  return encoding.ids(tokenizer, words)
 
 
 def bos_of(tokenizer) -> int | None:

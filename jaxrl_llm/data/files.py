@@ -47,10 +47,7 @@ def files(
   Raises:
     InputError: names file and line of the first row that does not fit.
   """
-  counts = {'test_size': test_size, 'limit': limit, 'contamination': contamination}
-  for name, value in counts.items():
-    if value < 0:
-      raise InputError(f'config.data.{name}={value}; give 0 or more.')
+  not_negative(dict(test_size=test_size, limit=limit, contamination=contamination))
   read = reader(converter(kind), named(columns), as_chat, bad_rows == 'drop')
   if bad_rows not in ('error', 'drop'):
     raise InputError(f"config.data.bad_rows={bad_rows!r}; there are 'error', 'drop'.")
@@ -77,6 +74,12 @@ def files(
   if contamination:
     report.append(overlap.told(train, test, contamination))
   return Data(train, test, digest.hexdigest(), report)
+
+
+def not_negative(counts: dict[str, int]) -> None:
+  for name, value in counts.items():
+    if value < 0:
+      raise InputError(f'config.data.{name}={value}; give 0 or more.')
 
 
 def converter(kind: str) -> Callable[[dict], Example]:

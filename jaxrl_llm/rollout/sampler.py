@@ -88,10 +88,7 @@ def make_sampler(
   enter, room, decode = programs(decoder, **shape, cache=cache)
 
   def sample(params, prompts, prompt_length, prompt_id, options, key, version):
-    queue = Asked(prompts, prompt_length, prompt_id, options)
-    check(queue, max_length)
-    width = bucket(np.max(prompt_length), prompts.shape[1])
-    queue = queue._replace(prompts=prompts[:, :width])
+    queue = trimmed(Asked(prompts, prompt_length, prompt_id, options), max_length)
     count = len(prompts)
     size = -(-min(slots or count, count) // unit) * unit
     take = lambda which: place(
@@ -120,8 +117,10 @@ def make_sampler(
   return sample
 
 
-def check(asked: Asked, room: int) -> None:
-  """Refuses prompts and completions that do not fit into their arrays."""
+def trimmed(asked: Asked, room: int) -> Asked:
+  """The prompts no wider than the longest needs. Refuses prompts and completions that
+  do not fit into their arrays.
+  """
   (_, width), length = asked.prompts.shape, asked.length
   if bad := [int(x) for x in length if not 1 <= x <= width]:
     raise InputError(
@@ -132,6 +131,7 @@ def check(asked: Asked, room: int) -> None:
       f'Options.max_length={most} and the sampler has room for {room} tokens: lower '
       'it, or make a sampler with a larger max_length.'
     )
+  return asked._replace(prompts=asked.prompts[:, : bucket(np.max(length), width)])
 
 
 def programs(decoder: Decoder, *, group: int, max_length: int, cache=None):

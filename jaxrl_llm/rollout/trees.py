@@ -75,7 +75,7 @@ def make_trees(
   enter, room, decode = sampler.programs(decoder, group=group, max_length=max_length)
   alone = decoder.clone(unrolled=True, remat='none')
   look = jax.jit(functools.partial(looked, cap=decoder.config.logit_cap, m=growth.tops))
-  step = jax.jit(functools.partial(advanced, decoder=alone))
+  step = jax.jit(functools.partial(advanced, decoder=alone), donate_argnums=2)
 
   def sample(params, prompts, prompt_length, prompt_id, options, key, version):
     asked = Asked(prompts, prompt_length, prompt_id, options)

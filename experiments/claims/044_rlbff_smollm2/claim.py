@@ -45,7 +45,8 @@ MEASURES = {
     for arm, told in TOLD.items()
   },
 }
-METHODS, HELD_OUT, FIGURE = ('rlbff', 'bradley_terry'), (), 'rlbff'
+METHODS = ('rlbff', 'bradley_terry')
+HELD_OUT, FIGURE = (), 'rlbff'
 CURVE = ('loss', 'accuracy', 'nll_two')
 SOURCES = ('GSM8K', 'hh-rlhf', 'feedback')
 
