@@ -36,6 +36,7 @@ METHODS = {  # A variant has its own name after a stroke.
   'dpo': {},
   'ipo': {},
   'kto': {},
+  'kto/batch': dict(baseline='batch'),
   'simpo': {},
   'orpo': {},
   'bradley_terry': {},
@@ -342,6 +343,7 @@ def test_needs_are_true(name):
   """Each declared field is read; an undeclared one is None and would raise."""
   m = method(name)
   live = tuple(n for n in m.needs if n not in OBSERVED)
+  assert not OBSERVED.keys() & {*m.measure_needs}, 'The batch has it already.'
   state = start(name)
 
   def loss(poison):

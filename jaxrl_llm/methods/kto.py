@@ -33,7 +33,8 @@ def kto(
 
   def measure(out, batch):
     out, rows = (out.aux, batch.aux) if mismatched else (out, batch)
-    rho = sequences.seq_sum(out.logp - out.ref_logp, rows.mask)
+    ref_logp = out.ref_logp if mismatched else batch.ref_logp
+    rho = sequences.seq_sum(out.logp - ref_logp, rows.mask)
     z0 = jnp.maximum(correlation.weighted(rho, rows.seq_weight)[0, 0], 0.0)
     return extras.carried(batch, {'z0': z0})
 
@@ -49,7 +50,7 @@ def kto(
       'z0': metrics.average(batch.extra['z0'], w.sum(1)),
     }
 
-  sensors = ('aux/logp', 'aux/ref_logp') if mismatched else ('logp', 'ref_logp')
+  sensors = ('aux/logp', 'aux/ref_logp') if mismatched else ('logp',)
   return Method(
     loss, ('logp', 'ref_logp'), prepare, measure=measure, measure_needs=sensors
   )
