@@ -136,12 +136,11 @@ def self_rewarding() -> dict:
   sft.steps = sft.evaluation.every = 300
   sft.source.update(prompts=16, max_prompt=GRADED, max_length=VERDICT)
   graded = dict(name='files', path='python:jaxrl_llm.data.letters.graded')
-  graded.update(kind='demonstrations', test_size=32, weight=1.0)
+  graded.update(kind='demonstrations', test_size=32, weight=9.0)
   parts = dict(answers=sft.data.to_dict() | dict(weight=1.0), grades=graded)
   sft.data = dict(name='mixture', parts=parts)
   for i, before in ((1, 'sft'), (2, 'dpo_1')):
     c = stages[f'pairs_{i}']
-    c.source.update(group=4, temperature=0.7, top_p=0.9)
     by = dict(name='local', model=f'stage:{before}/model', temperature=0.7)
     by.update(max_prompt=GRADED, max_tokens=VERDICT)
     grade = dict(name='judge', by=by, low=0, high=5, votes=3, weight=1.0)
