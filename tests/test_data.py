@@ -545,7 +545,7 @@ def test_what_save_to_disk_wrote(tmp_path):
   for path in (f'hf:{tmp_path}/one', f'hf:{tmp_path}/split:dev'):
     assert [*tables.open_table(path)] == THREE
   found = [{'label': True, 'ids': [1, 2]}]
-  made = datasets.Dataset.from_list(found).with_format('torch')
+  made = datasets.Dataset.from_list(found).with_format('numpy')
   made.save_to_disk(tmp_path / 'tensors')
   assert [*tables.open_table(f'hf:{tmp_path}/tensors')] == found
 
@@ -1126,7 +1126,8 @@ def test_data_of_which_nothing_is_left_are_refused(
 def test_how_many_examples_are_too_long_is_said(tmp_path):
   rows = [(LONG, 'b'), (LONG, 'b'), ('a', LONG), ('a', 'b')]
   data = loaded(tmp_path, rows, rows[3:], long_prompt='drop')
-  assert data.report[1:] == [
+  assert data.report[0].endswith('2 training prompts are held out too.')
+  assert data.report[2:] == [
     'Of 4 training examples 2 are dropped for their length: 2 with a prompt over '
     "max_prompt=8, the longest 10 tokens (long_prompt='drop') and 1 with a completion "
     "over max_length=6, the longest 10 tokens (long_completion='cut').",

@@ -407,9 +407,8 @@ def test_what_is_too_long_is_dropped_or_cut_and_counted():
 
 
 def test_a_pair_of_which_a_half_has_no_trained_token_left_is_dropped():
-  told = [*ask('x'), {'role': 'assistant', 'content': 'a'}]
   second = [{'role': 'user', 'content': 'bcd'}, {'role': 'assistant', 'content': 'e'}]
-  found = encode(Example(told, (second, 'a'), (1.0, 0.0)))
+  found = encode(Example(ask('x'), (second, 'a'), (1.0, 0.0)))
   assert (found.dropped, found.batch.mask.sum()) == (1, 0)
 
 
