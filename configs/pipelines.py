@@ -134,7 +134,7 @@ def self_rewarding() -> dict:
   stages = rounds('dpo', 'best_worst')
   sft = stages['sft']
   sft.steps = sft.evaluation.every = 300
-  sft.source.update(prompts=16, max_prompt=GRADED, max_length=VERDICT)
+  sft.source.update(max_prompt=GRADED, max_length=VERDICT)
   graded = dict(name='files', path='python:jaxrl_llm.data.letters.graded')
   graded.update(kind='demonstrations', test_size=32, weight=9.0)
   parts = dict(answers=sft.data.to_dict() | dict(weight=1.0), grades=graded)

@@ -89,7 +89,7 @@ def paired(
   for record, said in ended(drawn, task):
     texts, answer = list(said), record.extra.get('reference', record.answer)
     if pair == 'answer':
-      other = [text for text in texts if text != answer]
+      other = [text for text in texts if text.strip() != answer.strip()]
       both = (answer, other[0]) if other else None
     else:
       found = pairing.two(np.array([said[t] for t in texts]), pair, margin, rng)

@@ -566,6 +566,8 @@ def test_pairs_to_keep_by_hand():
   assert kept('answer') == [('q0', 'right', 'a'), ('q1', 'right', 'a')]
   asked[0] = asked[0]._replace(extra={'reference': 'whole'})
   assert kept('answer')[0] == ('q0', 'whole', 'a')
+  asked[0] = asked[0]._replace(extra={'reference': 'a '})  # Not two texts to a table.
+  assert kept('answer')[0] == ('q0', 'a ', 'b')
   with pytest.raises(InputError, match=r"config\.collect: pair='worst'"):
     kept('worst')
 

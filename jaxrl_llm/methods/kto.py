@@ -41,10 +41,9 @@ def kto(
   def loss(out, batch):
     z0 = batch.extra['z0'][:, None]
     rho = sequences.seq_sum(out.logp - batch.ref_logp, batch.mask)
-    good = batch.reward > 0
+    good, w = batch.reward > 0, batch.seq_weight
     value = jax.nn.sigmoid(jnp.where(good, beta, -beta) * (rho - z0))
     lam = jnp.where(good, desirable, undesirable)
-    w = batch.seq_weight
     return jnp.sum(w * lam * (1 - value)), {
       'value_kto': metrics.average(value, w),
       'z0': metrics.average(batch.extra['z0'], w.sum(1)),

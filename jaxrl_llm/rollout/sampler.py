@@ -140,8 +140,7 @@ def programs(decoder: Decoder, *, group: int, max_length: int, cache=None):
   enter = functools.partial(prefilled, **same, group=group, max_length=max_length)
   single = decoder.clone(unrolled=True, remat='none')
   decode = functools.partial(decoded, decoder=single)
-  room = functools.partial(blank, **same)
-  room = jax.jit(room, static_argnums=1)
+  room = jax.jit(functools.partial(blank, **same), static_argnums=1)
   return jax.jit(enter), room, jax.jit(decode, donate_argnums=(1, 2))
 
 

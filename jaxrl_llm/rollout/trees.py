@@ -79,6 +79,7 @@ def make_trees(
 
   def sample(params, prompts, prompt_length, prompt_id, options, key, version):
     asked = Asked(prompts, prompt_length, prompt_id, options)
+    asked = sampler.trimmed(asked, max_length)
     room_of = (options.temperature, prompt_id, version, group, max_length)
     found = sampler.blank_rollout(*room_of)
     taken = np.zeros((len(prompts), group), bool)

@@ -1,8 +1,10 @@
 """RLBFF and Bradley-Terry on SmolLM2, of the same judgements."""
 
 import numpy as np
+import verdicts
 
 from jaxrl_llm.evaluate import accuracy
+from jaxrl_llm.train import interval
 
 COMMON = [
   '--config.steps=63',
@@ -55,16 +57,14 @@ def verdict(result: dict) -> str:
   """By the interval of the share of held-out pairs of which RLBFF alone is right, less
   that of which Bradley-Terry alone is.
   """
-  _, low, high = apart(result)
-  if low > 0:
-    return 'reproduced'
-  return 'contradicted' if high < 0 else 'not reproduced'
+  return verdicts.verdict(apart(result))
 
 
-def apart(result: dict) -> tuple[float, float, float]:
+def apart(result: dict) -> dict[str, dict]:
   """RLBFF's accuracy less Bradley-Terry's, of the same pairs, with its interval."""
   one, other = (right(result, arm) for arm in ('rlbff', 'bradley_terry'))
-  return (float((one - other).mean()), *accuracy.bootstrap(one - other))
+  mean, ends = float((one - other).mean()), accuracy.bootstrap(one - other)
+  return {'RLBFF less Bradley-Terry': {'mean': mean, 'interval': ends}}
 
 
 def right(result: dict, name: str) -> np.ndarray:
@@ -89,14 +89,13 @@ def table(result: dict) -> str:
     every = right(result, name)
     cells.append(share(every.mean(), len(every)))
     lines.append(f'| {title} | {" | ".join(cells)} |')
-  mean, low, high = (100 * x for x in apart(result))
-  lines.append(
-    f'| RLBFF less Bradley-Terry | {" | " * (len(SOURCES) - 1)} | '
-    f'{mean:.1f} [{low:.1f}, {high:.1f}] |'
-  )
+  for name, found in apart(result).items():
+    mean, low, high = (100 * x for x in (found['mean'], *found['interval']))
+    cells = ['', '', '', f'{mean:.1f} [{low:.1f}, {high:.1f}]']
+    lines.append(f'| {name} | {" | ".join(cells)} |')
   return '\n'.join(lines)
 
 
 def share(mean: float, count: float) -> str:
   low, high = accuracy.wilson(mean * count, count)
-  return f'{100 * mean:.1f} % [{100 * low:.1f}, {100 * high:.1f}]'
+  return interval({'eval/accuracy': mean, 'eval/low': low, 'eval/high': high})
