@@ -34,7 +34,6 @@ from jaxrl_llm.evaluate import held_out
 from jaxrl_llm.models import lora, pretrained
 from jaxrl_llm.models.decoder import DTYPES, REMAT, Decoder
 from jaxrl_llm.ops import importance
-from jaxrl_llm.rollout import draw
 from jaxrl_llm.types import InputError, Method, State
 
 BAND = {'low': 0.5, 'cap': 2.0}  # Of importance weights.
@@ -285,9 +284,7 @@ def specimen(config, feed: feeds.Feed, state: State) -> types.Batch:
     return feed.source(state, 0).batch
   batch, rows = shapes.widest(s, feed.extra), shapes.width(s)
   order = np.zeros((rows, u.epochs), np.int32) if u.minibatches > 1 else None
-  how = draw.options(1, max_length=1, **draw.truncation(s))
   return batch.replace(
-    kept_mass=batch.behavior_logp if draw.truncates(how).any() else None,
     order=order,
     aux=feed.aux(state, 0).batch if feed.aux else None,
   )

@@ -24,6 +24,9 @@ from jaxrl_llm.sources import Drawn, Source, Text
 from jaxrl_llm.tasks.records import Env, Record
 from jaxrl_llm.types import Batch, InputError, State
 
+# What the sampler says of each token, and what stands beside one that is only read.
+DRAWN = {'logp': 0.0, 'kept': 1.0, 'within': np.inf}
+
 
 class Row(NamedTuple):
   """An episode so far."""
@@ -42,6 +45,7 @@ class Row(NamedTuple):
   turn: tuple[int, ...] = ()
   logp: tuple[float, ...] = ()
   kept: tuple[float, ...] = ()
+  within: tuple[float, ...] = ()
   before: 'Row | None' = None  # As it was when its last turn began.
 
 
@@ -70,26 +74,26 @@ def opened(partner: Partner, row: Row) -> Row:
   ids = partner.between(row.reply, row.tokens)
   if len(row.tokens) + len(ids) >= row.room:
     return row._replace(over=True, truncated=True)
-  zeros = (0.0,) * len(ids)
-  return grown(row, ids, 0, zeros, (1.0,) * len(ids))._replace(reply=None)
+  read = {name: (blank,) * len(ids) for name, blank in DRAWN.items()}
+  return grown(row, ids, 0, **read)._replace(reply=None)
 
 
-def spoken(partner: Partner, row: Row, ids, logp, kept, stopped: bool) -> Row:
+def spoken(partner: Partner, row: Row, ids, stopped: bool, **drawn) -> Row:
   """The row with a turn of the policy's, and what the environment makes of it."""
   state, reply = partner.env.step(row.state, partner.text.decode(ids))
-  found = grown(row, ids, row.count + 1, logp, kept)
+  found = grown(row, ids, row.count + 1, **drawn)
   cut = not stopped and len(found.tokens) >= row.room
   ended = dict(over=reply is None or cut, truncated=cut, before=row)
   return found._replace(state=state, reply=reply, count=row.count + 1, **ended)
 
 
-def grown(row: Row, ids, turn: int, logp, kept) -> Row:
-  """The row with more tokens, all of one turn."""
+def grown(row: Row, ids, turn: int, **drawn) -> Row:
+  """The row with more tokens, all of one turn, and what of DRAWN is said of them."""
+  had = row._asdict()
   return row._replace(
     tokens=(*row.tokens, *map(int, ids)),
     turn=(*row.turn, *(turn,) * len(ids)),
-    logp=(*row.logp, *map(float, logp)),
-    kept=(*row.kept, *map(float, kept)),
+    **{name: (*had[name], *map(float, x)) for name, x in drawn.items()},
   )
 
 
@@ -123,9 +127,10 @@ def play(partner: Partner, params, rows, options, key, version, step) -> list[Ro
 def heard(partner: Partner, row: Row, found: types.Rollout, i: int) -> Row:
   """Row i with what the sampler drew for it."""
   size = found.length[i, 0]
-  drawn = (found.tokens, found.behavior_logp, found.kept_mass)
-  said = (x[i, 0, :size] for x in drawn)
-  return spoken(partner, row, *said, bool(found.stop_reason[i, 0]))
+  drawn = dict(logp=found.behavior_logp, kept=found.kept_mass, within=found.keep_within)
+  said = {k: x[i, 0, :size] for k, x in drawn.items()}
+  stopped = bool(found.stop_reason[i, 0])
+  return spoken(partner, row, found.tokens[i, 0, :size], stopped, **said)
 
 
 # ---- Sources -------------------------------------------------------------------------
@@ -269,14 +274,15 @@ def to_batch(partner: Partner, rows, ids, options, total, parts) -> Batch:
   tokens, turn = shaped(wide('tokens', np.int32, 0)), shaped(wide('turn', np.int32, 0))
   sizes = shaped(np.array([len(r.tokens) for r in rows], np.int32))
   how = options(len(rows))
-  cut = draw.truncates(how).any()
+  said = {k: shaped(wide(k, np.float32, blank)) for k, blank in DRAWN.items()}
+  cuts = dict(kept_mass=said['kept'], keep_within=said['within'])
   return types.make_batch(prompts, length, tokens, sizes).replace(
     mask=(turn > 0).astype(np.float32),
     prompt_id=np.array(ids, np.int32),
     truncated=shaped(np.array([r.truncated for r in rows], np.float32)),
     temperature=shaped(how.temperature),
-    behavior_logp=shaped(wide('logp', np.float32, 0)),
-    kept_mass=shaped(wide('kept', np.float32, 1)) if cut else None,
+    behavior_logp=said['logp'],
+    **(cuts if draw.truncates(how).any() else {}),
     reward=shaped(total).astype(np.float32),
     extra={'turn': turn} | {k: shaped(x) for k, x in parts.items()},
   )

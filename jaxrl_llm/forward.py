@@ -110,6 +110,7 @@ def make_forward(decoders: dict[str, Decoder], soft=None) -> Forward:
         whole(trees, tree, role),
         batch,
         soft=first if tree == 'params' else None,
+        cut=(tree, role) == ('params', 'policy'),
       )
       for tree, role in pairs | dict.fromkeys((s.tree, s.role) for s in own.values())
     }
@@ -189,6 +190,7 @@ class Seen(NamedTuple):
   at: Array
   tokens: Array
   temperature: Array
+  within: Array | None  # See token_stats.
   back: Callable
   cap: float
 
@@ -207,19 +209,28 @@ def mixed(decoder: Decoder, params, batch: Batch) -> BGT:
   return read(seen, {'mixed_logp': 'logp'}, batch)['mixed_logp']
 
 
-def look(decoder: Decoder, params, batch: Batch, *, soft=None, given=None) -> Seen:
+def look(
+  decoder: Decoder, params, batch: Batch, *, soft=None, given=None, cut=False
+) -> Seen:
   """Runs one network over a batch.
 
   Args:
     soft: [B, S, D], read before each prompt. Rows must be padded.
     given: [B, G, T, D], read in the place of the completions' embeddings.
+    cut: whether its distributions are cut as the sampler's were, Batch.keep_within.
   """
   if soft is not None:
     found = padded(decoder, params, batch, given, behind(soft, params, batch, decoder))
   else:
     run = unpadded if batch.room else packed if batch.layout else padded
     found = run(decoder, params, batch, given)
-  return Seen(params, *found, decoder.config.logit_cap)
+  before, at, tokens, there, back = found
+  wide = jnp.broadcast_to(batch.temperature[..., None], batch.completions.shape)
+  within = batch.keep_within if cut else None
+  within = None if within is None else there(within)
+  return Seen(
+    params, before, at, tokens, there(wide), within, back, decoder.config.logit_cap
+  )
 
 
 def read(seen: Seen, names: dict[str, str], batch: Batch) -> dict:
@@ -227,7 +238,7 @@ def read(seen: Seen, names: dict[str, str], batch: Batch) -> dict:
   reads, out = set(names.values()), {}
   if reads & {'logp', 'entropy'}:
     kernel = head_kernel(seen.params)
-    how: dict = dict(cap=seen.cap)
+    how: dict = dict(cap=seen.cap, within=seen.within)
     if batch.layout is not None:  # The smaller a chunk, the fewer of it are not wanted.
       how |= dict(live=seen.tokens >= 0, chunk=logprobs.CHUNK // 2)
     stats = logprobs.token_stats(
@@ -295,8 +306,9 @@ def padded(decoder: Decoder, params, batch: Batch, given=None, asked=None):
     given: see `look`; asked: prompts [N, P, D] and their lengths in the batch's place.
 
   Returns:
-    Hidden states before and at each completion token [B, G, T, D], the tokens, their
-    temperatures, and a function from what is read there to [B, G, T, ...].
+    Hidden states before and at each completion token [B, G, T, D], the tokens, a
+    function from [B, G, T] to the same slots (1 in those without a token), and one from
+    what is read there to [B, G, T, ...].
   """
   b, g, t = batch.completions.shape
   prompts, length, completions = groups(batch)
@@ -308,7 +320,7 @@ def padded(decoder: Decoder, params, batch: Batch, given=None, asked=None):
   before = jnp.concatenate([last, at[:, :, :-1]], 2)
   shaped = lambda x: x.reshape(b, g, t, -1)
   same = lambda x: x
-  return shaped(before), shaped(at), batch.completions, batch.temperature, same
+  return shaped(before), shaped(at), batch.completions, same, same
 
 
 def behind(soft: Array, params, batch: Batch, decoder: Decoder):
@@ -344,14 +356,14 @@ def unpadded(decoder: Decoder, params, batch: Batch, given=None):
   first = rows.prompts.used.shape[1]
   at = hidden[:, :, first:]
   before = jnp.take_along_axis(hidden, ragged.before(rows)[:, None, :, None], 2)
-  warmth = jnp.broadcast_to(batch.temperature[..., None], batch.completions.shape)
-  warmth = ragged.folded(warmth.reshape(len(at), -1), rows.completions)[:, None]
-  shape = batch.completions.shape
-  back = lambda x: ragged.unfolded(x[:, 0], rows.completions).reshape(
-    *shape, *x.shape[3:]
-  )
-  warmth = jnp.where(rows.completions.used[:, None], warmth, 1.0)
-  return before, at, tokens[:, :, first:], warmth, back
+  fold, shape = rows.completions, batch.completions.shape
+
+  def there(x):
+    found = ragged.folded(x.reshape(len(at), -1), fold)
+    return jnp.where(fold.used, found, 1.0)[:, None]
+
+  back = lambda x: ragged.unfolded(x[:, 0], fold).reshape(*shape, *x.shape[3:])
+  return before, at, tokens[:, :, first:], there, back
 
 
 def packed(decoder: Decoder, params, batch: Batch, given=None):
@@ -370,16 +382,15 @@ def packed(decoder: Decoder, params, batch: Batch, given=None):
     wide = [x.reshape(-1, x.shape[-1]) for x in (params['embed'][prompts], given)]
     told = jnp.concatenate(wide)[plan.source][:, None]
   x, _ = decoder.apply({'params': params}, told, plan.position[:, None], visible(plan))
-  said = jnp.maximum(plan.said, 0)
+  slots, said = jnp.maximum(plan.said, 0), plan.said >= 0
   pick = lambda slots: jnp.take_along_axis(x, slots[:, None, :, None], 2)
-  before, at = pick(plan.before), pick(said)
-  source = jnp.take_along_axis(plan.source, said, 1)
-  tokens = jnp.where(plan.said < 0, -1, flat[source])[:, None]
-  warmth = jnp.broadcast_to(batch.temperature[..., None], batch.completions.shape)
-  warmth = warmth.ravel()[jnp.maximum(source - prompts.size, 0)][:, None]
+  before, at = pick(plan.before), pick(slots)
+  source = jnp.take_along_axis(plan.source, slots, 1)
+  tokens = jnp.where(said, flat[source], -1)[:, None]
+  there = lambda x: jnp.where(said, x.ravel()[source - prompts.size], 1.0)[:, None]
   blank = lambda x: jnp.where(pieces.along(plan.piece == 0, x), x, 0.0)
   back = lambda x: blank(x.reshape(-1, *x.shape[3:])[plan.back])
-  return before, at, tokens, warmth, back
+  return before, at, tokens, there, back
 
 
 def groups(batch: Batch):

@@ -148,8 +148,12 @@ def wandb(name: str, config: dict, folder: Path) -> Sink:
 
 def run_record(config) -> dict:
   """The resolved config and all that a result may depend on besides."""
+  return {'config': config.to_dict(), **circumstances()}
+
+
+def circumstances() -> dict:
+  """Command, time, versions, devices and commit."""
   return {
-    'config': config.to_dict(),
     'command': sys.argv,
     'started': time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()),
     'versions': versions(),
@@ -158,6 +162,13 @@ def run_record(config) -> dict:
     'devices': [f'{d.platform} {d.device_kind}' for d in jax.devices()],
     **commit(),
   }
+
+
+def keep(path: Path | None, found: dict) -> None:
+  """Writes what was measured, and under which circumstances, where there is a path."""
+  if path is not None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(circumstances() | found, indent=1) + '\n')
 
 
 def versions() -> dict[str, str]:

@@ -84,7 +84,8 @@ def paired(source: Source, kind: str, margin: float) -> Source:
       rows.append(mine[list(pair)] if pair else (0, 0))
     batch = filtration.taken(found.batch, np.array(rows))
     keep = np.array(there, np.float32)
-    batch = batch.replace(valid=batch.valid * keep[:, None])
+    # Pairs are data, of whatever sampler: the loss is of the whole distribution.
+    batch = batch.replace(valid=batch.valid * keep[:, None], keep_within=None)
     return found._replace(batch=batch, metrics=found.metrics | {'paired': keep.mean()})
 
   return drawn

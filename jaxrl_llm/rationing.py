@@ -98,7 +98,7 @@ def gathered(rollout: Rollout, spread, ids: np.ndarray) -> Rollout:
   rows = {
     name: spread(x[:, 0])
     for name, x in vars(rollout).items()
-    if name not in ('prompt_id', 'version')
+    if name not in ('prompt_id', 'version') and x is not None
   }
   warm = np.where(rows['length'] > 0, rows['temperature'], 1.0).astype(np.float32)
   return rollout.replace(**rows | {'prompt_id': ids, 'temperature': warm})

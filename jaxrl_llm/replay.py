@@ -16,11 +16,12 @@ from jaxrl_llm.types import Array, Batch, InputError, Method, State
 
 FIELDS = ('prompts', 'prompt_length', 'completions', 'length', 'mask', 'prompt_id')
 FIELDS += ('valid', 'truncated', 'temperature', 'reward', 'behavior_logp')
+FIELDS += ('kept_mass', 'keep_within')
 
 
 def table(batch: Batch, names) -> dict[str, Array]:
   """What is kept of every group: fields of the batch, and these of its extra."""
-  kept = {f'replay_{k}': vars(batch)[k] for k in FIELDS}
+  kept = {f'replay_{k}': x for k in FIELDS if (x := vars(batch)[k]) is not None}
   return kept | {f'replay_extra_{k}': batch.extra[k] for k in names}
 
 
@@ -83,7 +84,8 @@ def replayed(source: Source, *, groups: int) -> Source:
     extra = {k: both[f'replay_extra_{k}'] for k in found.batch.extra}
     extra['replayed'] = np.repeat([0.0, 1.0], [len(found.batch.valid), groups])
     extra['replayed'] = extra['replayed'].astype(np.float32)
-    batch = found.batch.replace(**{k: both[f'replay_{k}'] for k in FIELDS})
+    fields = {k: x for k in FIELDS if (x := both.get(f'replay_{k}')) is not None}
+    batch = found.batch.replace(**fields)
     told = found.metrics | {'replayed': float(count)}
     return found._replace(batch=batch.replace(extra=extra), metrics=told)
 

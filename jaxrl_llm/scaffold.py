@@ -29,7 +29,7 @@ SALT = 13  # Sets the key of hinted draws apart from that of the step.
 MOST = 64  # Hinted prompts of one question, at most: the stride of their ids.
 RIGHT = 0.5
 ROWS = ('completions', 'length', 'mask', 'truncated', 'temperature', 'reward')
-ROWS += ('behavior_logp', 'kept_mass')
+ROWS += ('behavior_logp', 'kept_mass', 'keep_within')
 
 
 def hinted(record: Record, levels: int) -> list[Record]:

@@ -3,6 +3,7 @@
 import numpy as np
 
 from jaxrl_llm import types
+from jaxrl_llm.rollout import draw
 from jaxrl_llm.types import Batch
 
 
@@ -24,7 +25,12 @@ def widest(source, extra) -> Batch:
   length = np.full(len(zeros), source.max_prompt, np.int32)
   full = np.full(shape[:2], source.max_length, np.int32)
   batch = types.make_batch(prompts, length, zeros.astype(np.int32), full)
-  return batch.replace(reward=zeros[..., 0], behavior_logp=zeros, extra=extra)
+  batch = batch.replace(reward=zeros[..., 0], behavior_logp=zeros, extra=extra)
+  how = draw.options(1, max_length=1, **draw.truncation(source))
+  if not draw.truncates(how).any():
+    return batch
+  matched = not (source.get('pair') or source.get('mixture'))
+  return batch.replace(kept_mass=zeros, keep_within=zeros if matched else None)
 
 
 def told(config) -> dict[str, np.ndarray]:

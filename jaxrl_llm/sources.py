@@ -241,7 +241,7 @@ def trimmed(batch: Batch) -> Batch:
   """A sampled batch without the columns that no row needs, in few widths."""
   p = types.bucket(batch.prompt_length.max(), batch.prompts.shape[-1])
   t = types.bucket(batch.length.max(), batch.completions.shape[-1])
-  sampled = ('completions', 'mask', 'behavior_logp', 'kept_mass')
+  sampled = ('completions', 'mask', 'behavior_logp', 'kept_mass', 'keep_within')
   cut = {k: x[..., :t] for k in sampled if (x := vars(batch)[k]) is not None}
   if batch.row_prompt is not None:
     own = types.bucket(batch.row_prompt_length.max(), batch.row_prompt.shape[-1])
@@ -288,6 +288,7 @@ def to_batch(
     temperature=rollout.temperature,
     behavior_logp=rollout.behavior_logp,
     kept_mass=rollout.kept_mass if truncated else None,
+    keep_within=rollout.keep_within if truncated else None,
     reward=reward.reshape(rollout.length.shape).astype(np.float32),
   )
 

@@ -151,11 +151,7 @@ def corrected(batch: Batch, importance: Callable | None) -> Batch:
   """
   if importance is None:
     return batch
-  if batch.behavior_logp is None or batch.kept_mass is not None:
-    raise types.InputError(
-      'config.plan.importance compares log-probs of one distribution. It takes a '
-      'source that samples, with top_k=0, top_p=1 and min_p=0.'
-    )
+  check_comparable('importance', batch)
   token, row = importance(batch.old_logp, batch.behavior_logp, batch.mask)
   return batch.replace(
     weight=batch.weight * token,
@@ -173,13 +169,21 @@ def check_once(importance, trust_sampler: bool) -> None:
     )
 
 
+def check_comparable(option: str, batch: Batch) -> None:
+  """Refuses log-probs of another distribution than the trainer's, or none."""
+  if batch.behavior_logp is None:
+    why = 'takes a source that samples'
+  elif batch.kept_mass is not None and batch.keep_within is None:
+    why = 'compares log-probs of one distribution; with top_k, top_p or min_p, no pairs'
+    why += ' (config.source.pair) and no mixture'
+  else:
+    return
+  raise types.InputError(f'config.plan.{option} {why}.')
+
+
 def trusting(batch: Batch) -> Batch:
   """The batch with the sampler's log-probs as the old ones."""
-  if batch.behavior_logp is None or batch.kept_mass is not None:
-    raise types.InputError(
-      'config.plan.trust_sampler takes a source that samples, with top_k=0, top_p=1 '
-      'and min_p=0.'
-    )
+  check_comparable('trust_sampler', batch)
   return batch.replace(old_logp=batch.behavior_logp)
 
 
@@ -190,7 +194,7 @@ def agreement(batch: Batch, logp) -> Metrics:
   said, mask = batch.behavior_logp, batch.mask
   if 'replayed' in batch.extra:  # Sampled by other parameters.
     mask = mask * (1.0 - batch.extra['replayed'][:, None, None])
-  if batch.kept_mass is not None:
+  if batch.kept_mass is not None and batch.keep_within is None:
     said += jnp.log(jnp.where(mask > 0, batch.kept_mass, 1.0))
   return importance_lib.agreement(jax.lax.stop_gradient(logp), said, mask)
 

@@ -78,6 +78,9 @@ class Batch:
   reward: BG | None = None  # Score, label or rank of each completion.
   behavior_logp: BGT | None = None  # As reported by the sampler.
   kept_mass: BGT | None = None  # Where sampling is truncated; see Rollout.
+  # Where the policy is truncated as its sampler was: its log-prob and entropy are then
+  # of what was drawn from. See Rollout.
+  keep_within: BGT | None = None
   row_prompt: Array | None = None  # [B, G, P], where a row's prompt is not its group's.
   row_prompt_length: BG | None = None
   order: Array | None = None  # [B, epochs] int32: the host's order of prompts.
@@ -168,6 +171,9 @@ class Rollout:
   kept_mass: BGT  # Share of the whole distribution that truncated sampling kept.
   stop_reason: BG  # 1 stop token, 0 out of room.
   version: Array  # Step of the parameters that sampled.
+  # In truncated sampling the words kept were those less than so many nats, at the
+  # draw's temperature, below the drawn one; infinite where all were.
+  keep_within: BGT | None = None
 
 
 class Method(NamedTuple):
@@ -241,6 +247,7 @@ def make_batch(prompts, prompt_length, completions, length) -> Batch:
 PER_TOKEN = (
   'behavior_logp',
   'kept_mass',
+  'keep_within',
   'old_logp',
   'old_odds',
   'ref_logp',

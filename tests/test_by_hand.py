@@ -236,6 +236,25 @@ def test_token_stats():
   np.testing.assert_allclose(entropy[..., 0], [[both(0.25), both(0.1)]], rtol=1e-5)
 
 
+def test_token_stats_of_a_cut_distribution():
+  """AT-32: of weights 1, 2, 4 those that are at least 2 / 1.5, 4 and 1 / 1.5, and at
+  temperature 1/2 of 1, 4, 16 those that are at least 4 / 1.5.
+  """
+  hidden = jnp.ones((1, 2, 3, 1))
+  kernel = jnp.log(jnp.array([[1.0], [2.0], [4.0]]))
+  tokens = jnp.array([[[1, 2, 0], [1, 1, 1]]])
+  within = jnp.log(jnp.array([[[1.5, 1.0, 1.5], [1.5, 4.5, jnp.inf]]]))
+  logp, entropy = logprobs.token_stats(
+    hidden, kernel, tokens, row(1, 0.5), within=within
+  )
+  due = [[1 / 3, 1, 1 / 7], [1 / 5, 4 / 21, 4 / 21]]
+  np.testing.assert_allclose(logp[0], np.log(due), rtol=1e-5, atol=1e-6)
+  of = lambda *p: -sum(x * np.log(x) for x in p)
+  whole, warm = of(1 / 7, 2 / 7, 4 / 7), of(1 / 21, 4 / 21, 16 / 21)
+  due = [[of(1 / 3, 2 / 3), 0, whole], [of(1 / 5, 4 / 5), warm, warm]]
+  np.testing.assert_allclose(entropy[0], due, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize(
   ('aggregate', 'want'), [('token_mean', 5 / 3), ('seq_mean', 7 / 4)]
 )

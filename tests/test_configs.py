@@ -136,7 +136,7 @@ def test_minibatches_train_through_the_real_assembly(tmp_path):
 
 
 def test_sampling_options_reach_the_sampler():
-  """Truncation shows in a metric, stop strings in the text, and TIS is refused."""
+  """Truncation shows in a metric, stop strings in the text."""
   cut = dict(top_p=0.5, slots=2, stop_strings=('b',))
   run = runs.assembled(runs.config(source=cut))
   drawn = run.source(run.state, 0)
@@ -144,8 +144,40 @@ def test_sampling_options_reach_the_sampler():
   texts = [s['completion'] for s in drawn.samples]
   assert any('b' in t for t in texts)
   assert all(t.find('b') in (-1, len(t) - 1) for t in texts)
-  with pytest.raises(InputError, match='top_p=1'):
-    runs.assembled(runs.config(source=cut, plan=dict(importance='token')))
+
+
+SOURCES = {
+  'on_policy': {},
+  'filter': dict(filter='best_random'),
+  'replay': dict(replay=2, replay_size=8),
+  'ahead': dict(ahead=True),
+}
+
+
+@pytest.mark.parametrize('name', SOURCES)
+def test_truncated_sampling_is_of_the_policy_that_learns(name):
+  """AT-32: in a run too sampler and trainer agree, so that either may correct the
+  other; and of the whole distribution they would not.
+  """
+  source = dict(top_p=0.5, temperature=1.2) | SOURCES[name]
+  run = runs.assembled(runs.config(source=source, plan=dict(importance='token')))
+  state, meta = run.state, {'step': 0, 'rollouts': 0.0}
+  for _ in range(2):
+    state, metrics, _ = train.one_step(run, state, meta)
+    assert metrics['mismatch'] < 1e-5 and metrics['kept_mass'] < 0.9
+
+
+def test_pairs_are_of_the_whole_distribution():
+  """AT-32: whatever the sampler left out; their agreement is said, not corrected."""
+  make = lambda **plan: runs.assembled(
+    runs.config(source=dict(top_p=0.5, pair='best_worst'), plan=plan)
+  )
+  run = make()
+  assert run.source(run.state, 0).batch.keep_within is None
+  metrics = train.one_step(run, run.state, {'step': 0, 'rollouts': 0.0})[1]
+  assert metrics['mismatch'] < 1e-5
+  with pytest.raises(InputError, match='no pairs'):
+    make(importance='token')
 
 
 @pytest.mark.parametrize(

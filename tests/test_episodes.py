@@ -81,7 +81,8 @@ def scripted(words, *, room=20, turns=3, turn_length=20, replies=('no', 'no', 'n
     logp = -np.broadcast_to(place, out.shape) * (place <= size[..., None])
     ones = np.ones((n, 1), np.float32)
     kept = np.ones(out.shape, np.float32)
-    return Rollout(out, size, ids, logp, ones, kept, stop, version)
+    within = np.full(out.shape, np.inf, np.float32)
+    return Rollout(out, size, ids, logp, ones, kept, stop, version, within)
 
   def step(state, said):
     heard = (*state, said)

@@ -301,6 +301,33 @@ def test_chunks_change_nothing(chunk, block):
   jax.tree.map(lambda a, b: close(a, b, 5e-5), got[1], want[1])
 
 
+def test_chunks_of_a_cut_distribution():
+  """AT-32: value and gradient, as by a softmax over the words that are kept alone."""
+  ids, warmth = example().completions, example().temperature[..., None, None]
+  within = jax.random.uniform(jax.random.key(3), ids.shape, maxval=3.0)
+
+  def pieces(hidden, kernel):
+    how = dict(within=within, cap=30.0, chunk=7, block=4)
+    return logprobs.token_stats(hidden, kernel, ids, warmth[..., 0], **how)
+
+  def plain(hidden, kernel):
+    logits = 30 * jnp.tanh(jnp.einsum('bgtd,vd->bgtv', hidden, kernel) / 30) / warmth
+    own = jnp.take_along_axis(logits, ids[..., None], -1)
+    keep = logits >= own - within[..., None]
+    assert 1 < keep.sum(-1).mean() < V - 1
+    full = jax.nn.log_softmax(jnp.where(keep, logits, -1e30))
+    entropy = -jnp.sum(jnp.where(keep, jnp.exp(full) * full, 0), -1)
+    return jnp.take_along_axis(full, ids[..., None], -1)[..., 0], entropy
+
+  hidden = jax.random.normal(jax.random.key(0), (B, G, T, D))
+  kernel = head_kernel(params()['policy'])
+  mix = jax.random.normal(jax.random.key(1), (2, B, G, T))
+  total = lambda stats, *x: sum(jnp.vdot(m, s) for m, s in zip(mix, stats(*x)))
+  slope = lambda stats: jax.value_and_grad(functools.partial(total, stats), (0, 1))
+  got, want = (slope(f)(hidden, kernel) for f in (pieces, plain))
+  jax.tree.map(lambda a, b: close(a, b, 5e-5), got, want)
+
+
 def test_a_chunk_without_a_live_token_is_not_computed():
   """There the hidden states may be anything, and nothing of it reaches the kernel."""
   hidden = jax.random.normal(jax.random.key(0), (1, 1, 12, D))

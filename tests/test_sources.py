@@ -147,7 +147,8 @@ def test_trimmed_of_what_no_row_needs():
     np.ones((2, 1, 8), np.int32),
     np.array([[5], [2]], np.int32),
   )
-  batch = batch.replace(behavior_logp=np.ones((2, 1, 8)), kept_mass=batch.mask)
+  said = dict(behavior_logp=batch.mask, kept_mass=batch.mask, keep_within=batch.mask)
+  batch = batch.replace(**said)
   got = sources.trimmed(batch)
   types.check(got)
   assert got.prompts.shape == (2, 4) and got.completions.shape == (2, 1, 6)

@@ -10,13 +10,14 @@ steps, of runs that differ in their root key. `uncorrected` is what a run refuse
 import argparse
 import json
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from configs import smoke
-from jaxrl_llm import assemble, feeds, train
+from jaxrl_llm import assemble, feeds, log, train
 from jaxrl_llm.rewards import checker
 from jaxrl_llm.rewards.sample import Batched
 
@@ -48,7 +49,7 @@ def assembled(ahead: bool, plan: dict, steps: int) -> assemble.Run:
   c.steps = steps
   c.source.ahead = ahead
   c.plan.update(plan)
-  c.rewards = dict(letter=dict(name='overlap.slow', weight=1.0))
+  c.rewards = dict(letter=dict(name=f'{__name__}.slow', weight=1.0))
   return assemble.assemble(c)
 
 
@@ -68,15 +69,20 @@ def main() -> None:
   )
   parser.add_argument('--steps', type=int, default=60)
   parser.add_argument('--seeds', type=int, default=3)
+  parser.add_argument('--out', type=Path, help='a JSON file of what was found')
   options = parser.parse_args()
   feeds.refuse_uncorrected = lambda *_: None
   runs = {name: assembled(*arm, options.steps) for name, arm in ARMS.items()}
+  learned = []
   for name, run in runs.items():  # Compiles, for what is timed.
     for seed in range(options.seeds):
       last = records(run, seed, options.steps)[-LAST:]
       mean = {k: float(np.mean([r.get(k, 0.0) for r in last])) for k in SHOWN}
-      print(json.dumps({'arm': name, 'seed': seed} | mean), flush=True)
-  print(json.dumps({'seconds': seconds(runs, options)}), flush=True)
+      learned.append({'arm': name, 'seed': seed} | mean)
+      print(json.dumps(learned[-1]), flush=True)
+  found = {'learned': learned, 'seconds': seconds(runs, options)}
+  print(json.dumps(found['seconds']), flush=True)
+  log.keep(options.out, found)
 
 
 SHOWN = ('reward', 'staleness', 'lag_k3', 'mismatch_k3')

@@ -15,13 +15,14 @@ import argparse
 import json
 import math
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxrl_llm import build, forward, step, types
+from jaxrl_llm import build, forward, log, step, types
 from jaxrl_llm.models.config import DecoderConfig
 from jaxrl_llm.models.decoder import Decoder
 from jaxrl_llm.models.pretrained import random_params
@@ -40,6 +41,7 @@ def main() -> None:
     parser.add_argument(f'--{name}', type=int, default=value)
   parser.add_argument('--dtype', default='float32', choices=('float32', 'bfloat16'))
   parser.add_argument('--slopes', action='store_true', help='also at twice each size')
+  parser.add_argument('--out', type=Path, help='a JSON file of what was found')
   options = parser.parse_args()
   dtype = jnp.dtype(options.dtype)
   size = {name: vars(options)[name] for name in SIZES}
@@ -48,10 +50,12 @@ def main() -> None:
   found['device'] = jax.devices()[0].device_kind
   found['limits'] = {k: f'{v:.3g} a second' for k, v in limits.items()}
   print(json.dumps(found, indent=2))
+  slopes = {}
   for name in SIZES if options.slopes else ():
     again = measure(size | {name: 2 * size[name]}, dtype, limits)
-    slope = {k: math.log2(again[k] / found[k]) for k in ('decode_s', 'train_s')}
-    print(f'{name} x 2:', ', '.join(f'{k} slope {v:.2f}' for k, v in slope.items()))
+    slopes[name] = {k: math.log2(again[k] / found[k]) for k in ('decode_s', 'train_s')}
+    print(f'{name} x 2:', *(f'{k} slope {v:.2f}' for k, v in slopes[name].items()))
+  log.keep(options.out, {'size': size, **found, 'slopes': slopes})
 
 
 def best(run, times: int = 3) -> float:

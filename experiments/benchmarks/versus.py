@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxrl_llm import command
+from jaxrl_llm import command, log
 from jaxrl_llm.models import pretrained, weights
 
 HERE = Path(__file__).parent
@@ -39,6 +39,7 @@ def main() -> None:
   parser.add_argument('--steps', type=int, default=4)
   parser.add_argument('--folder', type=Path, default=Path('runs/benchmarks'))
   parser.add_argument('--tuned', action='store_true')
+  parser.add_argument('--out', type=Path, help='a JSON file of all steps')
   options = parser.parse_args()
   prepare(options.folder)
   pair = {
@@ -50,6 +51,7 @@ def main() -> None:
     for name, script in pair.items():
       found[name].append(run(script, options))
       print(name, json.dumps(found[name][-1][-1]), flush=True)
+  log.keep(options.out, found)
   report(found, options)
 
 

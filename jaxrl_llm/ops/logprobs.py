@@ -22,6 +22,7 @@ def token_stats(
   chunk: int = CHUNK,
   block: int = blocks.BLOCK,
   live: Array | None = None,
+  within: BGT | None = None,
 ) -> tuple[BGT, BGT]:
   """The log-probability of each token and the entropy it was drawn from, in nats.
 
@@ -35,11 +36,18 @@ def token_stats(
       [chunk, block] at a time.
     live: [B, G, T] bool, which tokens are wanted; a chunk without one is not computed,
       and its numbers mean nothing. None: all.
+    within: [B, G, T], the distribution is cut to the words whose logits are at most so
+      much below the token's; a word that leaves it has no gradient. None: whole.
 
   Returns:
     logp, entropy: [B, G, T] float32.
   """
-  rest = live, tokens, warmths(temperature, tokens.shape)
+  warmth = warmths(temperature, tokens.shape)
+  least = None
+  if within is not None:
+    rows = jax.lax.stop_gradient((hidden, kernel[tokens]))
+    least = own(*rows, cap) / warmth - within
+  rest = live, tokens, least, warmth
   read = functools.partial(per_block, taken_stats, len(kernel), cap, chunk)
   taken, norm, mean = blocks.mapped(read, hidden, rest, kernel, block)
   total = jax.nn.logsumexp(norm, 0)
@@ -80,10 +88,16 @@ def per_block(stats, vocab: int, cap: float, chunk: int, hidden, rest, words, ke
   return chunked(read, (hidden, *rest), chunk, live)
 
 
-def taken_stats(logits: Array, words: Array, tokens: Array):
-  """Of a block [N, W] each token's logit, or 0 if it is elsewhere; logsumexp; mean."""
+def taken_stats(logits: Array, words: Array, tokens: Array, least: Array | None):
+  """Of a block [N, W] each token's logit, or 0 if it is elsewhere; logsumexp; mean.
+
+  The token itself is there whatever `least` [N] leaves.
+  """
+  here = words[None] == tokens[:, None]
+  taken = jnp.sum(jnp.where(here, logits, 0.0), -1)
+  if least is not None:
+    logits = jnp.where(here | (logits >= least[:, None]), logits, -1e30)
   norm = jax.nn.logsumexp(logits, -1)
-  taken = jnp.sum(jnp.where(words[None] == tokens[:, None], logits, 0.0), -1)
   return taken, norm, jnp.sum(jnp.exp(logits - norm[:, None]) * logits, -1)
 
 
@@ -191,9 +205,20 @@ def chunked(fn, rows, chunk: int, live: Array | None = None) -> tuple[BGT, ...]:
   return tuple(map(back, found))
 
 
+def own(hidden: Array, rows: Array, cap: float) -> Array:
+  """[..., D] and a row of the kernel for each to logits [...]; see `logits`."""
+  wide = jnp.promote_types(hidden.dtype, jnp.float32)
+  both = hidden, rows.astype(hidden.dtype)
+  return capped(jnp.einsum('...d,...d->...', *both, preferred_element_type=wide), cap)
+
+
 def logits(hidden: Array, kernel: Array, cap: float = 0.0) -> Array:
   """[N, D] and [V, D] to [N, V], float32 at least; `cap` as in `token_stats`."""
   wide = jnp.promote_types(hidden.dtype, jnp.float32)
   kernel = kernel.astype(hidden.dtype)
   found = jnp.einsum('nd,vd->nv', hidden, kernel, preferred_element_type=wide)
-  return cap * jnp.tanh(found / cap) if cap else found
+  return capped(found, cap)
+
+
+def capped(logits: Array, cap: float) -> Array:
+  return cap * jnp.tanh(logits / cap) if cap else logits

@@ -1,5 +1,6 @@
 """One token per row from its logits: by temperature, top-k, top-p and min-p."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -59,7 +60,16 @@ def truncates(how: Options) -> Array:
   return (how.top_k > 0) | (how.top_p < 1) | (how.min_p > 0)
 
 
-def draw(logits: Array, how: Options, uniform: Array) -> tuple[Array, Array, Array]:
+class Drawn(NamedTuple):
+  """A token for each of N rows, and of which distribution it is a draw."""
+
+  token: Array  # [N] int32
+  logp: Array  # [N], under the distribution drawn from.
+  kept: Array  # [N], that distribution's share of the whole one.
+  within: Array  # [N] nats; see types.Rollout.keep_within.
+
+
+def draw(logits: Array, how: Options, uniform: Array) -> Drawn:
   """Draws from softmax(logits / temperature), cut to what `how` keeps.
 
   Args:
@@ -67,10 +77,7 @@ def draw(logits: Array, how: Options, uniform: Array) -> tuple[Array, Array, Arr
     how: of each row.
     uniform: [N, 2] in [0, 1).
 
-  Returns:
-    Each row's token; its log-prob under the distribution it was drawn from; and that
-    distribution's share of the whole one. The log-prob under the whole one is
-    logp + log(share).
+  The log-prob under the whole distribution is logp + log(kept).
   """
   greedy = how.temperature == 0
   logits /= jnp.where(greedy, 1.0, how.temperature)[:, None]
@@ -78,8 +85,10 @@ def draw(logits: Array, how: Options, uniform: Array) -> tuple[Array, Array, Arr
   weight = jnp.exp(logits - top[:, None])  # The likeliest has 1.
   total = weight.sum(-1)
   truncated = truncates(how) & ~greedy
-  cut = lambda w: jnp.where(w < threshold(w, how)[:, None], 0.0, w)
-  kept = jax.lax.cond(truncated.any(), cut, lambda w: w, weight)
+  none = jnp.full_like(total, -jnp.inf)
+  whole = lambda weight: (weight, none)
+  cut = functools.partial(parted, how=how)
+  kept, edge = jax.lax.cond(truncated.any(), cut, whole, weight)
   mass = jnp.where(truncated, kept.sum(-1), total)
   likeliest = jax.lax.cond(
     greedy.any(),
@@ -89,7 +98,21 @@ def draw(logits: Array, how: Options, uniform: Array) -> tuple[Array, Array, Arr
   )
   token = jnp.where(greedy, likeliest, pick(kept, uniform))
   taken = jnp.take_along_axis(logits, token[:, None], -1)[:, 0]
-  return token.astype(jnp.int32), taken - top - jnp.log(mass), mass / total
+  below = jnp.where(truncated, taken - top - edge, jnp.inf)
+  token = token.astype(jnp.int32)
+  return Drawn(token, taken - top - jnp.log(mass), mass / total, below)
+
+
+def parted(weight: Array, how: Options) -> tuple[Array, Array]:
+  """The weights that are kept [N, V], and the logarithm of one between the least of
+  them and the largest of the others [N]; -inf where there is no other.
+
+  Halfway, so that whoever computes the logits again finds the same parts.
+  """
+  keep = weight >= threshold(weight, how)[:, None]
+  least = jnp.where(keep, weight, 1.0).min(-1)
+  most = jnp.where(keep, 0.0, weight).max(-1)
+  return jnp.where(keep, weight, 0.0), (jnp.log(least) + jnp.log(most)) / 2
 
 
 def threshold(weight: Array, how: Options) -> Array:

@@ -27,7 +27,8 @@ def opposed(sample: Sample, opponent) -> Sample:
     other = jax.device_get(opponent(*trees, prompts, length, ids, how, key))
     first = {k: vars(found)[k] for k in other}
     second = lambda k, x: np.concatenate([x[:, :1], other[k].astype(x.dtype)], 1)
-    return found.replace(**{k: second(k, x) for k, x in first.items()})
+    both = {k: second(k, x) for k, x in first.items()}
+    return found.replace(**both, keep_within=None)  # An opponent's words are not ours.
 
   return both
 

@@ -36,10 +36,16 @@ class Places:
       return False
     n, g = np.nonzero(ended)
     to = self.owner[n], self.sample[n, g]
-    said = (rows.tokens, rows.logp, rows.kept, rows.length, rows.stopped)
-    tokens, logp, kept, length, stopped = (x[n, g] for x in jax.device_get(said))
-    found.tokens[to], found.behavior_logp[to], found.kept_mass[to] = tokens, logp, kept
-    found.length[to], found.stop_reason[to] = length, stopped
+    said = {
+      'tokens': rows.tokens,
+      'behavior_logp': rows.logp,
+      'kept_mass': rows.kept,
+      'keep_within': rows.within,
+      'length': rows.length,
+      'stop_reason': rows.stopped,
+    }
+    for name, x in jax.device_get(said).items():
+      vars(found)[name][to] = x[n, g]
     self.sample[n, g] = -1
     self.owner[(self.sample < 0).all(1)] = -1
     return True

@@ -45,6 +45,7 @@ class Rows(NamedTuple):
   tokens: Array  # [N, G, T] int32.
   logp: Array  # [N, G, T]
   kept: Array  # [N, G, T]
+  within: Array  # [N, G, T]
   length: Array  # [N, G]
   stopped: Array  # [N, G] bool, by a stop token.
   alive: Array  # [N, G] bool
@@ -56,7 +57,7 @@ def make_sampler(
   group: int,
   max_length: int,
   slots: int = 0,
-  cut: Callable[[np.ndarray], int] | None = None,
+  cut: Callable[[np.ndarray, int], int] | None = None,
   unit: int = 1,
   place=lambda x: x,
   cache=None,
@@ -70,8 +71,8 @@ def make_sampler(
     slots: prompts decoded at once; 0 is all of them. When all completions of one are
       done its slot goes to the next; when no prompt waits and half of every slot's
       completions are done, what is left is decoded in half the rows.
-    cut: a row's tokens to how many of them it keeps and then ends, or 0
-      (stops.stop_strings). The host asks it every CHUNK tokens.
+    cut: a row's tokens and its prompt's id to how many of them it keeps and then ends,
+      or 0 (stops.stop_strings). The host asks it every CHUNK tokens.
     unit: prompts are placed in multiples of this.
     place: puts arrays with a leading axis of prompts on the devices.
     cache: the dtype in which keys and values are kept (caching.DTYPES). With fewer
@@ -162,6 +163,7 @@ def prefilled(
     tokens=zero.astype(jnp.int32),
     logp=zero,
     kept=zero + 1.0,
+    within=zero + jnp.inf,
     length=none.astype(jnp.int32),
     stopped=none,
     alive=~none & (asked.options.max_length > 0)[:, None],
@@ -188,21 +190,21 @@ def decoded(weights, rows: Rows, cache, steps, *, decoder: Decoder):
 
   def step(carry):
     count, rows, cache = carry
-    token, *said = drawn(weights, rows, decoder.config.logit_cap)
-    hidden, cache = seen(weights, rows, token, cache, decoder)
-    return count + 1, written(rows, token, *said)._replace(hidden=hidden), cache
+    said = drawn(weights, rows, decoder.config.logit_cap)
+    hidden, cache = seen(weights, rows, said.token, cache, decoder)
+    return count + 1, written(rows, said)._replace(hidden=hidden), cache
 
   return jax.lax.while_loop(going, step, (jnp.int32(0), rows, cache))[1:]
 
 
-def drawn(weights, rows: Rows, cap: float):
-  """Each row's next token, its log-prob and the mass kept (draw.draw): [N, G]."""
+def drawn(weights, rows: Rows, cap: float) -> draw.Drawn:
+  """Each row's next token, and what is said of it: [N, G]."""
   group = rows.alive.shape[1]
   how = jax.tree.map(lambda x: jnp.repeat(x, group, 0), rows.asked.options)
   flat = rows.hidden.reshape(-1, rows.hidden.shape[-1])
   logits = logprobs.logits(flat, head_kernel(weights), cap)
   found = draw.draw(logits, how, uniform(rows.keys, rows.age))
-  return tuple(x.reshape(rows.alive.shape) for x in found)
+  return jax.tree.map(lambda x: x.reshape(rows.alive.shape), found)
 
 
 def seen(weights, rows: Rows, token: Array, cache, decoder: Decoder):
@@ -226,18 +228,19 @@ def seen(weights, rows: Rows, token: Array, cache, decoder: Decoder):
   return hidden[:, :, 0], cache
 
 
-def written(rows: Rows, token: Array, logp: Array, kept: Array) -> Rows:
+def written(rows: Rows, said: draw.Drawn) -> Rows:
   """The rows with a token more, and those that it ends no longer alive."""
   how, slots = rows.asked.options, jnp.arange(rows.tokens.shape[-1])[None]
   here = (slots == rows.age[:, None])[:, None] & rows.alive[..., None]
   write = lambda old, new: jnp.where(here, new[..., None], old)
   length = rows.length + rows.alive
-  stops = (token[..., None] == how.stop_ids[:, None]).any(-1) & rows.alive
+  stops = (said.token[..., None] == how.stop_ids[:, None]).any(-1) & rows.alive
   return rows._replace(
     age=rows.age + 1,
-    tokens=write(rows.tokens, token),
-    logp=write(rows.logp, logp),
-    kept=write(rows.kept, kept),
+    tokens=write(rows.tokens, said.token),
+    logp=write(rows.logp, said.logp),
+    kept=write(rows.kept, said.kept),
+    within=write(rows.within, said.within),
     length=length,
     stopped=rows.stopped | stops,
     alive=rows.alive & ~stops & (length < how.max_length[:, None]),
@@ -270,10 +273,11 @@ def refill(rows: Rows, where: Array, fresh: Rows) -> Rows:
 
 def shortened(rows: Rows, open_: np.ndarray, cut: Callable) -> Rows:
   """Ends those of the rows `open_` [N, G] that `cut` ends."""
-  tokens, length = jax.device_get((rows.tokens, rows.length))
+  said = (rows.tokens, rows.length, rows.asked.prompt_id)
+  tokens, length, ids = jax.device_get(said)
   keep = np.zeros(length.shape, np.int32)
   for at in zip(*np.nonzero(open_)):
-    keep[at] = cut(tokens[at][: length[at]])
+    keep[at] = cut(tokens[at][: length[at]], ids[at[0]])
   return shorten(rows, keep) if keep.any() else rows
 
 
@@ -286,6 +290,7 @@ def shorten(rows: Rows, keep: Array) -> Rows:
     tokens=jnp.where(inside, rows.tokens, 0),
     logp=jnp.where(inside, rows.logp, 0.0),
     kept=jnp.where(inside, rows.kept, 1.0),
+    within=jnp.where(inside, rows.within, jnp.inf),
     length=length,
     stopped=rows.stopped | (keep > 0),
     alive=rows.alive & (keep == 0),
@@ -296,7 +301,8 @@ def shorten(rows: Rows, keep: Array) -> Rows:
 def narrowed(rows: Rows, cache, keep: Array):
   """The rows `keep` [N, G'] of every slot, in that order."""
   take = jax.vmap(lambda x, kept: x[kept])
-  names = ('keys', 'hidden', 'tokens', 'logp', 'kept', 'length', 'stopped', 'alive')
+  names = ('keys', 'hidden', 'tokens', 'logp', 'kept', 'within', 'length', 'stopped')
+  names += ('alive',)
   rows = rows._replace(**{name: take(rows._asdict()[name], keep) for name in names})
   inside = jax.vmap(lambda x, kept: x[:, kept])
   return rows, jax.tree.map(lambda x: inside(x, keep), cache)
@@ -314,4 +320,5 @@ def blank_rollout(temperature, prompt_id, version, group: int, length: int) -> R
     kept_mass=np.ones((*rows, length), np.float32),
     stop_reason=np.zeros(rows, np.int32),
     version=version,
+    keep_within=np.full((*rows, length), np.inf, np.float32),
   )

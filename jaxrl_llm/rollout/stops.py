@@ -1,17 +1,27 @@
 """Strings that end a completion: the host looks for them in its text."""
 
 import bisect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from jaxrl_llm.types import InputError
 
 
-def stop_strings(decode: Callable, strings: tuple[str, ...]) -> Callable:
-  """A `cut` of make_sampler: after the token that completes one of the strings."""
-  said = lambda tokens: any(s in decode(tokens) for s in strings)
+def stop_strings(
+  decode: Callable,
+  strings: Sequence[str] = (),
+  own: Mapping[int, Sequence[str]] | None = None,
+) -> Callable:
+  """A `cut` of make_sampler: after the token that completes one of the strings.
 
-  def cut(tokens: Sequence[int]) -> int:
-    if not said(tokens):
+  Args:
+    strings: of all prompts.
+    own: by prompt id, strings that end completions of that prompt alone.
+  """
+
+  def cut(tokens: Sequence[int], prompt: int) -> int:
+    ends = *strings, *(own or {}).get(int(prompt), ())
+    said = lambda tokens: any(s in decode(tokens) for s in ends)
+    if not (ends and said(tokens)):
       return 0
     return 1 + bisect.bisect_left(
       range(1, len(tokens)), True, key=lambda n: said(tokens[:n])

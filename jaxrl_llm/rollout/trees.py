@@ -203,7 +203,7 @@ def looked(weights, rows: Rows, *, cap: float, m: int):
   how = jax.tree.map(lambda x: jnp.repeat(x, shape[1], 0), rows.asked.options)
   flat = rows.hidden.reshape(-1, rows.hidden.shape[-1])
   logits = logprobs.logits(flat, head_kernel(weights), cap)
-  drawn = draw.draw(logits, how, sampler.uniform(rows.keys, rows.age))[0]
+  drawn = draw.draw(logits, how, sampler.uniform(rows.keys, rows.age)).token
   prob, likeliest = jax.lax.top_k(jax.nn.softmax(logits), m)
   tokens = jnp.concatenate([drawn[:, None], likeliest.astype(jnp.int32)], 1)
   warmth = jnp.where(how.temperature == 0, 1.0, how.temperature)[:, None]
@@ -214,7 +214,8 @@ def looked(weights, rows: Rows, *, cap: float, m: int):
 def advanced(weights, rows: Rows, cache, token: Array, logp: Array, *, decoder):
   """The rows with these tokens behind them."""
   hidden, cache = sampler.seen(weights, rows, token, cache, decoder)
-  rows = sampler.written(rows, token, logp, jnp.ones_like(logp))
+  one = jnp.ones_like(logp)  # All words are kept.
+  rows = sampler.written(rows, draw.Drawn(token, logp, one, jnp.inf * one))
   return rows._replace(hidden=hidden), cache
 
 
