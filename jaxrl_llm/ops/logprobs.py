@@ -1,6 +1,7 @@
 """Log-probabilities and entropy from hidden states, without a [B, G, T, V] array."""
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +33,7 @@ def token_stats(
     hidden: [B, G, T, D], the state before each token; kernel: [V, D].
     tokens: [B, G, T] int32; temperature: [B, G] or [B, G, T].
     cap: logits become cap * tanh(logits / cap); 0 leaves them.
-    chunk: as in `chunked`; block: words, as in blocks.mapped. Forward and backward hold
+    chunk: as in `chunks`; block: words, as in blocks.mapped. Forward and backward hold
       [chunk, block] at a time.
     live: [B, G, T] bool, which tokens are wanted; a chunk without one is not computed,
       and its numbers mean nothing. None: all.
@@ -47,9 +48,9 @@ def token_stats(
   if within is not None:
     rows = jax.lax.stop_gradient((hidden, kernel[tokens]))
     least = own(*rows, cap) / warmth - within
-  rest = live, tokens, least, warmth
-  read = functools.partial(per_block, taken_stats, len(kernel), cap, chunk)
-  taken, norm, mean = blocks.mapped(read, hidden, rest, kernel, block)
+  rest = tokens, least, warmth
+  read = functools.partial(per_block, taken_stats, len(kernel), cap)
+  taken, norm, mean = in_blocks(read, live, hidden, rest, kernel, chunk, block)
   total = jax.nn.logsumexp(norm, 0)
   mean = jnp.sum(jnp.exp(norm - total[None]) * mean, 0)
   return taken.sum(0) - total, total - mean
@@ -65,27 +66,32 @@ def token_collision(
   block: int = blocks.BLOCK,
 ) -> BGT:
   """log sum_v p(v)^2 of each token's distribution; the arguments are token_stats'."""
-  rest = None, warmths(temperature, hidden.shape[:3])
-  read = functools.partial(per_block, collision_stats, len(kernel), cap, chunk)
-  found = blocks.mapped(read, hidden, rest, kernel, block)
+  rest = (warmths(temperature, hidden.shape[:3]),)
+  read = functools.partial(per_block, collision_stats, len(kernel), cap)
+  found = in_blocks(read, None, hidden, rest, kernel, chunk, block)
   norm, twice = (jax.nn.logsumexp(x, 0) for x in found)
   return twice - 2 * norm
 
 
-def per_block(stats, vocab: int, cap: float, chunk: int, hidden, rest, words, kernel):
-  """What `stats` says of a block's logits at their temperature, `chunk` tokens at once.
-
-  `rest` begins with what of it is wanted (token_stats) and ends with the temperatures
-  [B, G, T].
+def in_blocks(read, live, hidden, rest, kernel, chunk: int, block: int):
+  """blocks.mapped over [B, G, T] tokens, the chunks back in their places: a tuple of
+  [blocks, B, G, T]. A chunk is computed if any of its tokens is `live`.
   """
-  live, *rest = rest
+  cut, back = chunks(hidden.shape[:3], chunk)
+  live = None if live is None else cut(live).any((1, 2))
+  found = blocks.mapped(read, live, cut(hidden), cut(rest), kernel, block)
+  return tuple(jax.vmap(back)(x) for x in found)
 
-  def read(x):
-    hidden, *rest, warmth = x
-    found = logits(hidden, kernel, cap) / warmth[:, None]
-    return stats(jnp.where(words[None] < vocab, found, -1e30), words, *rest)
 
-  return chunked(read, (hidden, *rest), chunk, live)
+def per_block(stats, vocab: int, cap: float, hidden, rest, words, kernel):
+  """What `stats` says of a block's logits at their temperature, a chunk of tokens
+  [B, K, ...] at once. `rest` ends with the temperatures.
+  """
+  shape = hidden.shape[:2]
+  hidden, *rest, warmth = flat((hidden, *rest))
+  found = logits(hidden, kernel, cap) / warmth[:, None]
+  found = stats(jnp.where(words[None] < vocab, found, -1e30), words, *rest)
+  return tuple(x.reshape(shape) for x in found)
 
 
 def taken_stats(logits: Array, words: Array, tokens: Array, least: Array | None):
@@ -173,36 +179,44 @@ def token_divergence(
   return chunked(apart, (mine, other, warmth), chunk)[0]
 
 
-def chunked(fn, rows, chunk: int, live: Array | None = None) -> tuple[BGT, ...]:
+def chunked(fn, rows, chunk: int) -> tuple[BGT, ...]:
   """`fn`, of arrays [N, ...] to a tuple of [N], over the tokens of [B, G, T, ...].
 
-  A piece has `chunk` tokens, taken from every prompt so that each device keeps its
-  share; at least one of each. The backward pass computes a piece again. With `live`
-  [B, G, T] bool a piece without a live token is 0 and costs nothing.
+  The backward pass computes a chunk again.
   """
-  b, g, t = jax.tree.leaves(rows)[0].shape[:3]
+  cut, back = chunks(jax.tree.leaves(rows)[0].shape[:3], chunk)
+
+  @jax.checkpoint
+  def read(x):
+    shape = jax.tree.leaves(x)[0].shape[:2]
+    return tuple(y.reshape(shape) for y in fn(flat(x)))
+
+  return tuple(map(back, jax.lax.map(read, cut(rows))))
+
+
+def chunks(shape, chunk: int) -> tuple[Callable, Callable]:
+  """Of trees of [B, G, T, ...] to [C, B, K, ...], and of [C, B, K] back to [B, G, T].
+
+  A chunk has `chunk` tokens, K from every prompt so that each device keeps its share;
+  at least one of each. Padding repeats the first token: its numbers are finite and are
+  dropped on the way back.
+  """
+  b, g, t = shape
   width = min(max(chunk // b, 1), g * t)
   pad = -(g * t) % width
 
-  def pieces(x):
-    # Padding repeats the first slot: its numbers are finite and are dropped below.
+  def one(x):
     x = x.reshape(b, g * t, *x.shape[3:])
     x = jnp.concatenate([x, jnp.repeat(x[:, :1], pad, 1)], 1) if pad else x
     return jnp.moveaxis(x.reshape(b, -1, width, *x.shape[2:]), 1, 0)
 
-  @jax.checkpoint
-  def piece(x):
-    flat = jax.tree.map(lambda y: y.reshape(b * width, *y.shape[2:]), x)
-    return tuple(y.reshape(b, width) for y in fn(flat))
-
-  def where_live(x):
-    none = lambda x: jax.tree.map(jnp.zeros_like, jax.eval_shape(piece, x))
-    return jax.lax.cond(x[0].any(), piece, none, x[1])
-
-  read, rows = (piece, rows) if live is None else (where_live, (live, rows))
-  found = jax.lax.map(read, jax.tree.map(pieces, rows))
   back = lambda x: jnp.moveaxis(x, 0, 1).reshape(b, -1)[:, : g * t].reshape(b, g, t)
-  return tuple(map(back, found))
+  return functools.partial(jax.tree.map, one), back
+
+
+def flat(tree):
+  """[B, K, ...] as [N, ...]."""
+  return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
 
 
 def own(hidden: Array, rows: Array, cap: float) -> Array:
