@@ -22,7 +22,7 @@ def get_config() -> config_dict.ConfigDict:
   c.model.lora.rank = 16
   c.optimizer = dict(policy=adam(2e-4))
   c.optimizer.policy.decay = 'linear'
-  c.evaluation.update(every=63, batch=16)
+  c.evaluation.update(every=63, batch=64)
   c.source = stored(16, 256, 256)
   c.data = files('demonstrations')
   c.data.update(

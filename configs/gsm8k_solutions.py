@@ -30,7 +30,7 @@ def get_config(method: str = 'kto') -> config_dict.ConfigDict:
   c.optimizer = {role: adam(2e-4)}
   c.optimizer[role].decay = 'linear'
   # At the start all solutions are alike to both methods.
-  c.evaluation.update(every=63, batch=16, at_start=False)
+  c.evaluation.update(every=63, batch=64, at_start=False)
   c.source = stored(16, 256, 256)
   if method == 'kto':
     c.method.baseline, c.source.cache_reference = 'batch', True

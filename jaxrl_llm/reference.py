@@ -1,9 +1,11 @@
 """The reference's log-probs of stored completions: scored once and kept in a file.
 
-The reference is the policy at its birth, so a run that has the scores needs no second
-model. A file that is there is read, so that a resumed run sees the same numbers.
+The reference is the policy at its birth, with LoRA the base alone, so a run that has the
+scores needs no second model. A file that is there is read, so that a resumed run sees
+the same numbers.
 """
 
+import functools
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +16,13 @@ import numpy as np
 from jaxrl_llm import step
 from jaxrl_llm.data.examples import Data, Encoder, Example, in_turns
 from jaxrl_llm.forward import Forward
-from jaxrl_llm.types import Batch, State
+from jaxrl_llm.types import BGT, Batch, State
+
+
+def birth(forward: Forward, state: State, batch: Batch) -> BGT:
+  """Log-probs of the first policy: adapters add nothing yet, and are left out."""
+  name = 'ref_logp' if 'base' in state.frozen else 'logp'
+  return getattr(step.read(forward, state, batch, (name,), 1), name)
 
 
 class Scores:
@@ -31,9 +39,7 @@ class Scores:
     self.wanted = {'train': sorted(drawn), 'test': range(len(data.test))}
     self.digest, self.encode, self.batch = data.digest[:8], encode, batch
     self.found = {k: np.broadcast_to(np.float32(0), self.shape(k)) for k in self.splits}
-    self.logp = jax.jit(
-      lambda state, batch: step.read(forward, state, batch, ('logp',), 1).logp
-    )
+    self.logp = jax.jit(functools.partial(birth, forward))
     self.place = place
 
   def shape(self, split: str) -> tuple[int, int, int]:
