@@ -7,8 +7,8 @@ r"""KTO, or a reward model, on graded model solutions of GSM8K.
 wrong solution of one question. FILE is GSM8K's example_model_solutions.jsonl: four
 graded solutions of each of 1,319 questions. LoRA on SmolLM2-135M-Instruct. The reward
 model told right from wrong in 67.1 % [62.9, 71.1] of 502 held-out pairs, where the
-longer one is right in 53.9 %, in about 28 minutes of two quiet CPU cores. kto's
-held-out loss fell from 0.500 to 0.372, in about 33. A larger
+longer one is right in 53.9 %, in about 26 minutes of two quiet CPU cores. kto's
+held-out loss fell from 0.500 to 0.372, in about 32. A larger
 model on a pod: --config.model.name=Qwen/Qwen2.5-1.5B-Instruct
 --config.model.dtype=bfloat16 --config.model.remat=full --config.source.prompts=64.
 """

@@ -15,7 +15,8 @@ from jaxrl_llm.types import Batch, InputError, Layout, Room
 def pack(batch: Batch, width: int, *, rows: int = 1) -> Batch:
   """The batch with a layout.
 
-  Its shapes depend on those of the batch alone, however long its completions are.
+  Its shapes depend on those of the batch alone, however long its completions are. A
+  group without a valid completion has no place in it.
 
   Args:
     batch: of numpy arrays.
@@ -32,11 +33,12 @@ def pack(batch: Batch, width: int, *, rows: int = 1) -> Batch:
   # [B, members, completions of each]: rows with prompts of their own share none.
   completions = batch.length.reshape(*lengths.shape, -1)
   sizes = lengths.sum(1) + batch.length.sum(1)
-  found = bins(sizes, width)
+  there = np.flatnonzero(batch.valid.any(1))
+  found = [list(there[row]) for row in bins(sizes[there], width)]
   layout = place(lengths, completions, found, -(-b // rows) * rows, width, positions, t)
   back = layout.pop('back') % (rows * width)
   layout = {k: x.reshape(-1, rows, width) for k, x in layout.items()}
-  piece = np.zeros(b, np.int32)
+  piece = np.full(b, -1, np.int32)
   for r, members in enumerate(found):
     piece[members] = r // rows
   count = np.array([-(-len(found) // rows)], np.int32)
@@ -55,7 +57,7 @@ def check(longest: int, width: int) -> None:
 
 def bins(sizes: Sequence[int], width: int) -> list[list[int]]:
   """First fit, the longest first: groups of indices, each of at most `width`."""
-  check(int(max(sizes)), width)
+  check(int(max(sizes, default=0)), width)
   rows: list[list[int]] = []
   room: list[int] = []
   for i in sorted(range(len(sizes)), key=lambda i: -sizes[i]):

@@ -1,8 +1,8 @@
 """The reference's log-probs of stored completions: scored once and kept in a file.
 
-The reference is the policy at its birth, with LoRA the base alone, so a run that has the
-scores needs no second model. A file that is there is read, so that a resumed run sees
-the same numbers.
+The reference is the policy at its birth, with LoRA the base alone, so a run that has
+the scores needs no second model. A file that is there is read, so that a resumed run
+sees the same numbers.
 """
 
 import functools

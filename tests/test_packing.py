@@ -10,7 +10,7 @@ import optax
 import pytest
 from ml_collections import config_dict
 
-from jaxrl_llm import build, feeds, forward, packing, sharding, types
+from jaxrl_llm import build, feeds, forward, packing, pieces, sharding, types
 from jaxrl_llm.models.config import DecoderConfig
 from jaxrl_llm.models.decoder import Decoder, causal
 from jaxrl_llm.step import make_update_step
@@ -256,6 +256,24 @@ def test_pieces_by_hand():
   two = packing.pack(batch, 9, rows=2).layout
   assert two.piece.tolist() == [0, 0, 0, 0] and two.count.tolist() == [1]
   assert two.source.shape == (2, 2, 9)
+
+
+def test_what_is_not_valid_takes_no_room():
+  """Of four groups two; what is read of them is 0, and of the others the same."""
+  see, batch, gone = network(CONFIG), example(), [0, 2]
+  valid = batch.valid.copy()
+  valid[gone] = 0.0
+  some, everyone = (packing.pack(x, WIDTH) for x in (batch.replace(valid=valid), batch))
+  assert (some.layout.piece[gone] == -1).all()
+  assert some.layout.count[0] < everyone.layout.count[0]
+  one = lambda piece: see(params(), {}, piece, ('logp', 'score'))
+  read = jax.jit(lambda b: pieces.mapped(one, b, 1))
+  got, want = (jax.device_get(read(b)) for b in (some, everyone))
+  assert (got.logp[gone] == 0).all() and (got.score[gone] == 0).all()
+  rest = [1, 3]
+  close((got.logp[rest], got.score[rest]), (want.logp[rest], want.score[rest]))
+  none = packing.pack(batch.replace(valid=np.zeros_like(valid)), WIDTH)
+  assert none.layout.count[0] == 0
 
 
 def test_shapes_do_not_depend_on_the_lengths():
