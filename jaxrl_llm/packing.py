@@ -16,7 +16,8 @@ def pack(batch: Batch, width: int, *, rows: int = 1) -> Batch:
   """The batch with a layout.
 
   Its shapes depend on those of the batch alone, however long its completions are. A
-  group without a valid completion has no place in it.
+  group without a valid completion has no place in it; where none has one, one piece is
+  empty.
 
   Args:
     batch: of numpy arrays.
@@ -41,7 +42,7 @@ def pack(batch: Batch, width: int, *, rows: int = 1) -> Batch:
   piece = np.full(b, -1, np.int32)
   for r, members in enumerate(found):
     piece[members] = r // rows
-  count = np.array([-(-len(found) // rows)], np.int32)
+  count = np.array([max(-(-len(found) // rows), 1)], np.int32)
   back = back.reshape(b, g, t)
   return batch.replace(layout=Layout(**layout, back=back, piece=piece, count=count))
 
