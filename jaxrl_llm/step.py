@@ -70,6 +70,7 @@ def make_update_step(
   def update_step(state: State, batch: Batch) -> tuple[State, dict]:
     check_plan(batch, minibatches, microbatches)
     batch = clean(jax.lax.stop_gradient(batch))
+    batch = batch.replace(keep_within=None) if method.whole else batch
     batch = trusting(batch) if trust_sampler else batch
     batch = observe(forward, state, batch, observed, microbatches)
     state, batch = prepare(method, state, batch)
@@ -175,7 +176,7 @@ def check_comparable(option: str, batch: Batch) -> None:
     why = 'takes a source that samples'
   elif batch.kept_mass is not None and batch.keep_within is None:
     why = 'compares log-probs of one distribution; with top_k, top_p or min_p, no pairs'
-    why += ' (config.source.pair) and no mixture'
+    why += ' (config.source.pair), no mixture, and no method that fits log(pi / ref)'
   else:
     return
   raise types.InputError(f'config.plan.{option} {why}.')

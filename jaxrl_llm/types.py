@@ -198,6 +198,8 @@ class Method(NamedTuple):
   # What any of them reads of Batch.extra that a source says where asked (unread.py).
   reads: tuple[str, ...] = ()
   aggregate: Callable[[BGT], BGT] | None = None  # ops.weights.seq_mean if None.
+  # Its loss fits log(pi / ref): of whole distributions, however completions were drawn.
+  whole: bool = False
   # The method's own controllers in `state.extra`: where they start, and how they move.
   extra: dict[str, Any] = {}  # Numbers or arrays.
   after: Callable[[State, Batch, Metrics], State] = lambda state, batch, metrics: state

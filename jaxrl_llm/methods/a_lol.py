@@ -46,7 +46,7 @@ def a_lol(
     return value + value_coef * jnp.sum(w * error), found
 
   ref = () if variant == 'free' else ('ref_logp',)
-  return Method(loss, ('logp', 'value', *ref), prepare, ('old_value',))
+  return Method(loss, ('logp', 'value', *ref), prepare, ('old_value',), whole=True)
 
 
 def make_loss(variant: str, clip: float, beta: float):

@@ -43,7 +43,13 @@ def bco(*, beta: float = 0.01) -> Method:
 
   zero = {f'bco_{name}{of}': 0.0 for name in CLASSES for of in ('', '_count')}
   return Method(
-    loss, ('logp', 'ref_logp'), prepare, measure=measure, extra=zero, after=follow
+    loss,
+    ('logp', 'ref_logp'),
+    prepare,
+    measure=measure,
+    extra=zero,
+    after=follow,
+    whole=True,
   )
 
 

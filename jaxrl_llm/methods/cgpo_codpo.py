@@ -52,4 +52,4 @@ def cgpo_codpo(*, beta: float = 0.1, nll: float = 0.1) -> Method:
       'accuracy': metrics.wins(logit, w),
     }
 
-  return Method(loss, ('logp', 'ref_logp'), prepare, measure=measure)
+  return Method(loss, ('logp', 'ref_logp'), prepare, measure=measure, whole=True)

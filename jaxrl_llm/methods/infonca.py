@@ -38,7 +38,7 @@ def listed(loss, beta: float, goal) -> Method:
     each = loss(r, goal(batch.reward))
     return jnp.sum(w * each), metrics.ranked(r, batch.reward, w)
 
-  return Method(total, ('logp', 'ref_logp'))
+  return Method(total, ('logp', 'ref_logp'), whole=True)
 
 
 def scored(temperature: float):

@@ -51,7 +51,12 @@ def kto(
 
   sensors = ('aux/logp', 'aux/ref_logp') if mismatched else ('logp',)
   return Method(
-    loss, ('logp', 'ref_logp'), prepare, measure=measure, measure_needs=sensors
+    loss,
+    ('logp', 'ref_logp'),
+    prepare,
+    measure=measure,
+    measure_needs=sensors,
+    whole=True,
   )
 
 

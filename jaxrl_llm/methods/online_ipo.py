@@ -34,4 +34,4 @@ def online_ipo(*, tau: float = 0.1, judge=preferences.bradley_terry) -> Method:
       'accuracy': metrics.wins(h * side, w),
     }
 
-  return Method(loss, ('logp', 'ref_logp'), prepare, reads=('duel',))
+  return Method(loss, ('logp', 'ref_logp'), prepare, reads=('duel',), whole=True)

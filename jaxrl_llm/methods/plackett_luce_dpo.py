@@ -25,4 +25,4 @@ def plackett_luce_dpo(*, beta: float = 0.1) -> Method:
     w = batch.weight.sum((1, 2))
     return -jnp.sum(w * gain), preferences.compared(score, among, w)
 
-  return Method(loss, ('logp', 'ref_logp'), aggregate=weights.lists)
+  return Method(loss, ('logp', 'ref_logp'), aggregate=weights.lists, whole=True)

@@ -17,4 +17,4 @@ def r_lol(*, variant: str = 'sequence', clip: float = 0.9, beta: float = 0.1) ->
     return state, batch.replace(advantage=batch.reward * batch.valid)
 
   ref = () if variant == 'free' else ('ref_logp',)
-  return Method(make_loss(variant, clip, beta), ('logp', *ref), prepare)
+  return Method(make_loss(variant, clip, beta), ('logp', *ref), prepare, whole=True)
