@@ -171,8 +171,8 @@ class Rollout:
   kept_mass: BGT  # Share of the whole distribution that truncated sampling kept.
   stop_reason: BG  # 1 stop token, 0 out of room.
   version: Array  # Step of the parameters that sampled.
-  # In truncated sampling the words kept were those less than so many nats, at the
-  # draw's temperature, below the drawn one; infinite where all were.
+  # In truncated sampling the words kept were those whose - log p is at most so many
+  # nats, p of the whole distribution at its temperature; infinite where all were.
   keep_within: BGT | None = None
 
 

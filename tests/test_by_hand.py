@@ -17,6 +17,7 @@ from jaxrl_llm.ops import (
   surrogates,
   weights,
 )
+from jaxrl_llm.rollout import draw
 from jaxrl_llm.step import make_update_step, weigh
 from jaxrl_llm.types import InputError, Method, Outputs
 
@@ -237,15 +238,15 @@ def test_token_stats():
 
 
 def test_token_stats_of_a_cut_distribution():
-  """AT-32: of weights 1, 2, 4 those that are at least 2 / 1.5, 4 and 1 / 1.5, and at
-  temperature 1/2 of 1, 4, 16 those that are at least 4 / 1.5.
+  """AT-32: of weights 1, 2, 4 those that are at least 1.5, 3 and 0.5, and at
+  temperature 1/2 of 1, 4, 16 those that are at least 2, 0.5 and 0.
   """
   hidden = jnp.ones((1, 2, 3, 1))
   kernel = jnp.log(jnp.array([[1.0], [2.0], [4.0]]))
   tokens = jnp.array([[[1, 2, 0], [1, 1, 1]]])
-  within = jnp.log(jnp.array([[[1.5, 1.0, 1.5], [1.5, 4.5, jnp.inf]]]))
+  within = jnp.array([[[7 / 1.5, 7 / 3, 7 / 0.5], [21 / 2, 21 / 0.5, jnp.inf]]])
   logp, entropy = logprobs.token_stats(
-    hidden, kernel, tokens, row(1, 0.5), within=within
+    hidden, kernel, tokens, row(1, 0.5), within=jnp.log(within)
   )
   due = [[1 / 3, 1, 1 / 7], [1 / 5, 4 / 21, 4 / 21]]
   np.testing.assert_allclose(logp[0], np.log(due), rtol=1e-5, atol=1e-6)
@@ -253,6 +254,25 @@ def test_token_stats_of_a_cut_distribution():
   whole, warm = of(1 / 7, 2 / 7, 4 / 7), of(1 / 21, 4 / 21, 16 / 21)
   due = [[of(1 / 3, 2 / 3), 0, whole], [of(1 / 5, 4 / 5), warm, warm]]
   np.testing.assert_allclose(entropy[0], due, rtol=1e-5, atol=1e-6)
+
+
+def test_a_cut_distribution_moves_with_its_words():
+  """AT-32: of 100 equal words 50 were kept, and a kept one that gets e^0.1 times as
+  likely gets so much likelier among them: the others stay.
+  """
+  weight = np.repeat([1.01, 0.99], 50)
+  how = draw.options(1, max_length=1, top_k=50)
+  said = draw.draw(jnp.log(weight)[None], how, jnp.zeros((1, 2)))
+  assert said.token == 0 and said.logp == pytest.approx(-np.log(50), abs=1e-5)
+  kernel = jnp.log(weight).at[0].add(0.1)[:, None]
+  one = jnp.ones((1, 1, 1))
+  within = said.within[None, None]
+  tokens = said.token[None, None]
+  logp, _ = logprobs.token_stats(
+    one[..., None], kernel, tokens, one[..., 0], within=within
+  )
+  due = 0.1 - np.log(49 + np.exp(0.1))
+  np.testing.assert_allclose(logp, [[[due]]], rtol=1e-5)
 
 
 @pytest.mark.parametrize(

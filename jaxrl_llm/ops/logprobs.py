@@ -37,8 +37,9 @@ def token_stats(
       [chunk, block] at a time.
     live: [B, G, T] bool, which tokens are wanted; a chunk without one is not computed,
       and its numbers mean nothing. None: all.
-    within: [B, G, T], the distribution is cut to the words whose logits are at most so
-      much below the token's; a word that leaves it has no gradient. None: whole.
+    within: [B, G, T] nats, the distribution is cut to the token and the words whose
+      - log p is at most so much, p of the whole one; a word that leaves it has no
+      gradient. One more forward pass finds the whole one's sum. None: whole.
 
   Returns:
     logp, entropy: [B, G, T] float32.
@@ -46,8 +47,8 @@ def token_stats(
   warmth = warmths(temperature, tokens.shape)
   least = None
   if within is not None:
-    rows = jax.lax.stop_gradient((hidden, kernel[tokens]))
-    least = own(*rows, cap) / warmth - within
+    fixed = jax.lax.stop_gradient((hidden, kernel))
+    least = log_sum(*fixed, live, warmth, cap, chunk, block) - within
   rest = tokens, least, warmth
   read = functools.partial(per_block, taken_stats, len(kernel), cap)
   taken, norm, mean = in_blocks(read, live, hidden, rest, kernel, chunk, block)
@@ -71,6 +72,13 @@ def token_collision(
   found = in_blocks(read, None, hidden, rest, kernel, chunk, block)
   norm, twice = (jax.nn.logsumexp(x, 0) for x in found)
   return twice - 2 * norm
+
+
+def log_sum(hidden, kernel, live, warmth, cap: float, chunk: int, block: int) -> BGT:
+  """log sum_v exp(logit of v) of each token; the arguments are token_stats'."""
+  read = functools.partial(per_block, sum_stats, len(kernel), cap)
+  found = in_blocks(read, live, hidden, (warmth,), kernel, chunk, block)
+  return jax.nn.logsumexp(found[0], 0)
 
 
 def in_blocks(read, live, hidden, rest, kernel, chunk: int, block: int):
@@ -105,6 +113,12 @@ def taken_stats(logits: Array, words: Array, tokens: Array, least: Array | None)
     logits = jnp.where(here | (logits >= least[:, None]), logits, -1e30)
   norm = jax.nn.logsumexp(logits, -1)
   return taken, norm, jnp.sum(jnp.exp(logits - norm[:, None]) * logits, -1)
+
+
+def sum_stats(logits: Array, words: Array):
+  """Of a block [N, W] the logsumexp of the logits."""
+  del words
+  return (jax.nn.logsumexp(logits, -1),)
 
 
 def collision_stats(logits: Array, words: Array):
@@ -219,20 +233,9 @@ def flat(tree):
   return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
 
 
-def own(hidden: Array, rows: Array, cap: float) -> Array:
-  """[..., D] and a row of the kernel for each to logits [...]; see `logits`."""
-  wide = jnp.promote_types(hidden.dtype, jnp.float32)
-  both = hidden, rows.astype(hidden.dtype)
-  return capped(jnp.einsum('...d,...d->...', *both, preferred_element_type=wide), cap)
-
-
 def logits(hidden: Array, kernel: Array, cap: float = 0.0) -> Array:
   """[N, D] and [V, D] to [N, V], float32 at least; `cap` as in `token_stats`."""
   wide = jnp.promote_types(hidden.dtype, jnp.float32)
   kernel = kernel.astype(hidden.dtype)
   found = jnp.einsum('nd,vd->nv', hidden, kernel, preferred_element_type=wide)
-  return capped(found, cap)
-
-
-def capped(logits: Array, cap: float) -> Array:
-  return cap * jnp.tanh(logits / cap) if cap else logits
+  return cap * jnp.tanh(found / cap) if cap else found

@@ -98,9 +98,9 @@ def draw(logits: Array, how: Options, uniform: Array) -> Drawn:
   )
   token = jnp.where(greedy, likeliest, pick(kept, uniform))
   taken = jnp.take_along_axis(logits, token[:, None], -1)[:, 0]
-  below = jnp.where(truncated, taken - top - edge, jnp.inf)
+  within = jnp.where(truncated, jnp.log(total) - edge, jnp.inf)
   token = token.astype(jnp.int32)
-  return Drawn(token, taken - top - jnp.log(mass), mass / total, below)
+  return Drawn(token, taken - top - jnp.log(mass), mass / total, within)
 
 
 def parted(weight: Array, how: Options) -> tuple[Array, Array]:
