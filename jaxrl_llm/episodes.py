@@ -75,19 +75,19 @@ def opened(partner: Partner, row: Row) -> Row:
   if len(row.tokens) + len(ids) >= row.room:
     return row._replace(over=True, truncated=True)
   read = {name: (blank,) * len(ids) for name, blank in DRAWN.items()}
-  return grown(row, ids, 0, **read)._replace(reply=None)
+  return grown(row, ids, 0, read)._replace(reply=None)
 
 
-def spoken(partner: Partner, row: Row, ids, stopped: bool, **drawn) -> Row:
+def spoken(partner: Partner, row: Row, ids, drawn: dict, stopped: bool) -> Row:
   """The row with a turn of the policy's, and what the environment makes of it."""
   state, reply = partner.env.step(row.state, partner.text.decode(ids))
-  found = grown(row, ids, row.count + 1, **drawn)
+  found = grown(row, ids, row.count + 1, drawn)
   cut = not stopped and len(found.tokens) >= row.room
   ended = dict(over=reply is None or cut, truncated=cut, before=row)
   return found._replace(state=state, reply=reply, count=row.count + 1, **ended)
 
 
-def grown(row: Row, ids, turn: int, **drawn) -> Row:
+def grown(row: Row, ids, turn: int, drawn: dict) -> Row:
   """The row with more tokens, all of one turn, and what of DRAWN is said of them."""
   had = row._asdict()
   return row._replace(
@@ -130,7 +130,7 @@ def heard(partner: Partner, row: Row, found: types.Rollout, i: int) -> Row:
   drawn = dict(logp=found.behavior_logp, kept=found.kept_mass, within=found.keep_within)
   said = {k: x[i, 0, :size] for k, x in drawn.items()}
   stopped = bool(found.stop_reason[i, 0])
-  return spoken(partner, row, found.tokens[i, 0, :size], stopped, **said)
+  return spoken(partner, row, found.tokens[i, 0, :size], said, stopped)
 
 
 # ---- Sources -------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from jaxrl_llm.types import BGT, Batch, State
 def birth(forward: Forward, state: State, batch: Batch) -> BGT:
   """Log-probs of the first policy: adapters add nothing yet, and are left out."""
   name = 'ref_logp' if 'base' in state.frozen else 'logp'
-  return getattr(step.read(forward, state, batch, (name,), 1), name)
+  return vars(step.read(forward, state, batch, (name,), 1))[name]
 
 
 class Scores:
