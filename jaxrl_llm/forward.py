@@ -110,7 +110,6 @@ def make_forward(decoders: dict[str, Decoder], soft=None) -> Forward:
         whole(trees, tree, role),
         batch,
         soft=first if tree == 'params' else None,
-        cut=(tree, role) == ('params', 'policy'),
       )
       for tree, role in pairs | dict.fromkeys((s.tree, s.role) for s in own.values())
     }
@@ -209,15 +208,12 @@ def mixed(decoder: Decoder, params, batch: Batch) -> BGT:
   return read(seen, {'mixed_logp': 'logp'}, batch)['mixed_logp']
 
 
-def look(
-  decoder: Decoder, params, batch: Batch, *, soft=None, given=None, cut=False
-) -> Seen:
+def look(decoder: Decoder, params, batch: Batch, *, soft=None, given=None) -> Seen:
   """Runs one network over a batch.
 
   Args:
     soft: [B, S, D], read before each prompt. Rows must be padded.
     given: [B, G, T, D], read in the place of the completions' embeddings.
-    cut: whether its distributions are cut as the sampler's were, Batch.keep_within.
   """
   if soft is not None:
     found = padded(decoder, params, batch, given, behind(soft, params, batch, decoder))
@@ -226,8 +222,7 @@ def look(
     found = run(decoder, params, batch, given)
   before, at, tokens, there, back = found
   wide = jnp.broadcast_to(batch.temperature[..., None], batch.completions.shape)
-  within = batch.keep_within if cut else None
-  within = None if within is None else there(within)
+  within = None if batch.keep_within is None else there(batch.keep_within)
   return Seen(
     params, before, at, tokens, there(wide), within, back, decoder.config.logit_cap
   )

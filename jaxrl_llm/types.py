@@ -78,8 +78,8 @@ class Batch:
   reward: BG | None = None  # Score, label or rank of each completion.
   behavior_logp: BGT | None = None  # As reported by the sampler.
   kept_mass: BGT | None = None  # Where sampling is truncated; see Rollout.
-  # Where the policy is truncated as its sampler was: its log-prob and entropy are then
-  # of what was drawn from. See Rollout.
+  # Where policies are truncated as the sampler was: log-prob and entropy are then of
+  # what was drawn from, and a reference is cut by the same mark. See Rollout.
   keep_within: BGT | None = None
   row_prompt: Array | None = None  # [B, G, P], where a row's prompt is not its group's.
   row_prompt_length: BG | None = None

@@ -162,9 +162,10 @@ def test_truncated_sampling_is_of_the_policy_that_learns(name):
   source = dict(top_p=0.5, temperature=1.2) | SOURCES[name]
   run = runs.assembled(runs.config(source=source, plan=dict(importance='token')))
   state, meta = run.state, {'step': 0, 'rollouts': 0.0}
-  for _ in range(2):
+  for i in range(2):
     state, metrics, _ = train.one_step(run, state, meta)
     assert metrics['mismatch'] < 1e-5 and metrics['kept_mass'] < 0.9
+    assert i or abs(metrics['kl_ref']) < 1e-6  # The reference is cut as the policy is.
 
 
 def test_pairs_are_of_the_whole_distribution():
