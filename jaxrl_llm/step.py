@@ -69,8 +69,7 @@ def make_update_step(
 
   def update_step(state: State, batch: Batch) -> tuple[State, dict]:
     check_plan(batch, minibatches, microbatches)
-    batch = clean(jax.lax.stop_gradient(batch))
-    batch = batch.replace(keep_within=None) if method.whole else batch
+    batch = entered(batch, method)
     batch = trusting(batch) if trust_sampler else batch
     batch = observe(forward, state, batch, observed, microbatches)
     state, batch = prepare(method, state, batch)
@@ -118,6 +117,12 @@ def make_gradient(
     return pieces.total(one, zero, batch, microbatches)
 
   return gradient
+
+
+def entered(batch: Batch, method: Method) -> Batch:
+  """The batch without gradient, clean, and of whole distributions if the method is."""
+  batch = clean(jax.lax.stop_gradient(batch))
+  return batch.replace(keep_within=None) if method.whole else batch
 
 
 def live(method: Method) -> tuple[str, ...]:

@@ -50,14 +50,8 @@ def kto(
     }
 
   sensors = ('aux/logp', 'aux/ref_logp') if mismatched else ('logp',)
-  return Method(
-    loss,
-    ('logp', 'ref_logp'),
-    prepare,
-    measure=measure,
-    measure_needs=sensors,
-    whole=True,
-  )
+  needs = ('logp', 'ref_logp')
+  return Method(loss, needs, prepare, (), measure, sensors, whole=True)
 
 
 def mismatch(batch):
