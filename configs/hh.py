@@ -10,7 +10,7 @@ it as labels:
 
 LoRA on SmolLM2-135M-Instruct. Of 441 held-out pairs of harmless-base's test file dpo
 preferred the chosen completion in 61.9 % [57.3, 66.3], in about 21 minutes of two quiet
-CPU cores, two fifths of it to score what is held out and the reference. Of all five
+CPU cores, a third of it to score what is held out and the reference. Of all five
 experiments/claims/043_five_losses has a table: ipo 57.4 and kto 58.7 %, and by the mean
 of log pi orpo 54.6 and simpo 54.4 %, where the shorter one is right in 57.6 %. One
 learning rate for all. The baseline of kto is that of the batch: the mismatched rows of

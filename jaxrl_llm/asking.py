@@ -153,8 +153,7 @@ def grown(s, decoder, sampler, place):
   options = s.tree.to_dict()
   share = sorted(options.pop('share'))
   other = [k for k in ('slots', 'stop_strings', 'mixture', 'cache') if s.get(k)]
-  cut = draw.truncates(draw.options(1, max_length=1, **draw.truncation(s))).any()
-  if other or cut or any(not 0 <= x <= 1 for _, x in share):
+  if other or draw.cuts(s) or any(not 0 <= x <= 1 for _, x in share):
     raise InputError(
       f'config.source.tree takes shares from 0 to 1, not {share}, the whole '
       f'distribution (top_k=0, top_p=1, min_p=0), and no {other or "slots"}.'

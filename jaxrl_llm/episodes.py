@@ -275,14 +275,15 @@ def to_batch(partner: Partner, rows, ids, options, total, parts) -> Batch:
   sizes = shaped(np.array([len(r.tokens) for r in rows], np.int32))
   how = options(len(rows))
   said = {k: shaped(wide(k, np.float32, blank)) for k, blank in DRAWN.items()}
-  cuts = dict(kept_mass=said['kept'], keep_within=said['within'])
+  cut = draw.truncates(how).any()
   return types.make_batch(prompts, length, tokens, sizes).replace(
     mask=(turn > 0).astype(np.float32),
     prompt_id=np.array(ids, np.int32),
     truncated=shaped(np.array([r.truncated for r in rows], np.float32)),
     temperature=shaped(how.temperature),
     behavior_logp=said['logp'],
-    **(cuts if draw.truncates(how).any() else {}),
+    kept_mass=said['kept'] if cut else None,
+    keep_within=said['within'] if cut else None,
     reward=shaped(total).astype(np.float32),
     extra={'turn': turn} | {k: shaped(x) for k, x in parts.items()},
   )

@@ -168,7 +168,7 @@ def keep(path: Path | None, found: dict) -> None:
   """Writes what was measured, and under which circumstances, where there is a path."""
   if path is not None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(circumstances() | found, indent=1) + '\n')
+    write_json(path, circumstances() | found)
 
 
 def versions() -> dict[str, str]:

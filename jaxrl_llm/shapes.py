@@ -26,8 +26,7 @@ def widest(source, extra) -> Batch:
   full = np.full(shape[:2], source.max_length, np.int32)
   batch = types.make_batch(prompts, length, zeros.astype(np.int32), full)
   batch = batch.replace(reward=zeros[..., 0], behavior_logp=zeros, extra=extra)
-  how = draw.options(1, max_length=1, **draw.truncation(source))
-  if not draw.truncates(how).any():
+  if not draw.cuts(source):
     return batch
   matched = not (source.get('pair') or source.get('mixture'))
   return batch.replace(kept_mass=zeros, keep_within=zeros if matched else None)

@@ -179,12 +179,17 @@ def check_comparable(option: str, batch: Batch) -> None:
   """Refuses log-probs of another distribution than the trainer's, or none."""
   if batch.behavior_logp is None:
     why = 'takes a source that samples'
-  elif batch.kept_mass is not None and batch.keep_within is None:
+  elif apart(batch):
     why = 'compares log-probs of one distribution; with top_k, top_p or min_p, no pairs'
     why += ' (config.source.pair), no mixture, and no method that fits log(pi / ref)'
   else:
     return
   raise types.InputError(f'config.plan.{option} {why}.')
+
+
+def apart(batch: Batch) -> bool:
+  """Whether the sampler's distribution was cut and the trainer's is not."""
+  return batch.kept_mass is not None and batch.keep_within is None
 
 
 def trusting(batch: Batch) -> Batch:
@@ -200,7 +205,7 @@ def agreement(batch: Batch, logp) -> Metrics:
   said, mask = batch.behavior_logp, batch.mask
   if 'replayed' in batch.extra:  # Sampled by other parameters.
     mask = mask * (1.0 - batch.extra['replayed'][:, None, None])
-  if batch.kept_mass is not None and batch.keep_within is None:
+  if apart(batch):
     said += jnp.log(jnp.where(mask > 0, batch.kept_mass, 1.0))
   return importance_lib.agreement(jax.lax.stop_gradient(logp), said, mask)
 

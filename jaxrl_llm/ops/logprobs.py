@@ -44,14 +44,15 @@ def token_stats(
   Returns:
     logp, entropy: [B, G, T] float32.
   """
+  how = dict(cap=cap, chunk=chunk, block=block, live=live)
   warmth = warmths(temperature, tokens.shape)
   least = None
   if within is not None:
     fixed = jax.lax.stop_gradient((hidden, kernel))
-    least = log_sum(*fixed, live, warmth, cap, chunk, block) - within
+    (whole,) = in_blocks(sum_stats, *fixed, (warmth,), **how)
+    least = jax.nn.logsumexp(whole, 0) - within
   rest = tokens, least, warmth
-  read = functools.partial(per_block, taken_stats, len(kernel), cap)
-  taken, norm, mean = in_blocks(read, live, hidden, rest, kernel, chunk, block)
+  taken, norm, mean = in_blocks(taken_stats, hidden, kernel, rest, **how)
   total = jax.nn.logsumexp(norm, 0)
   mean = jnp.sum(jnp.exp(norm - total[None]) * mean, 0)
   return taken.sum(0) - total, total - mean
@@ -68,23 +69,17 @@ def token_collision(
 ) -> BGT:
   """log sum_v p(v)^2 of each token's distribution; the arguments are token_stats'."""
   rest = (warmths(temperature, hidden.shape[:3]),)
-  read = functools.partial(per_block, collision_stats, len(kernel), cap)
-  found = in_blocks(read, None, hidden, rest, kernel, chunk, block)
+  how = dict(cap=cap, chunk=chunk, block=block)
+  found = in_blocks(collision_stats, hidden, kernel, rest, **how)
   norm, twice = (jax.nn.logsumexp(x, 0) for x in found)
   return twice - 2 * norm
 
 
-def log_sum(hidden, kernel, live, warmth, cap: float, chunk: int, block: int) -> BGT:
-  """log sum_v exp(logit of v) of each token; the arguments are token_stats'."""
-  read = functools.partial(per_block, sum_stats, len(kernel), cap)
-  found = in_blocks(read, live, hidden, (warmth,), kernel, chunk, block)
-  return jax.nn.logsumexp(found[0], 0)
-
-
-def in_blocks(read, live, hidden, rest, kernel, chunk: int, block: int):
-  """blocks.mapped over [B, G, T] tokens, the chunks back in their places: a tuple of
-  [blocks, B, G, T]. A chunk is computed if any of its tokens is `live`.
+def in_blocks(stats, hidden, kernel, rest, *, cap, chunk, block, live=None):
+  """What `stats` says of each token in each block of words: a tuple of
+  [blocks, B, G, T]. `rest` are [B, G, T], the temperatures last; else as token_stats.
   """
+  read = functools.partial(per_block, stats, len(kernel), cap)
   cut, back = chunks(hidden.shape[:3], chunk)
   live = None if live is None else cut(live).any((1, 2))
   found = blocks.mapped(read, live, cut(hidden), cut(rest), kernel, block)

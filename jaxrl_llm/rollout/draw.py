@@ -55,6 +55,11 @@ def check(where: str, *, top_k=0, top_p=1.0, min_p=0.0) -> None:
     )
 
 
+def cuts(source) -> bool:
+  """Whether a mapping's top_k, top_p and min_p cut the distribution."""
+  return bool(truncates(options(1, max_length=1, **truncation(source))).any())
+
+
 def truncates(how: Options) -> Array:
   """Which prompts are not sampled from the whole distribution: [N] bool."""
   return (how.top_k > 0) | (how.top_p < 1) | (how.min_p > 0)
