@@ -29,6 +29,7 @@ def get_config(method: str = 'dpo') -> config_dict.ConfigDict:
   c = default_config(f'hh_{method}', method)
   c.steps = 63
   c.plan.pack = 768
+  c.model.dtype = 'mixed'
   c.model.lora.rank = 16
   c.optimizer = dict(policy=adam(1e-4))
   c.optimizer.policy.decay = 'linear'

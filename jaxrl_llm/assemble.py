@@ -138,8 +138,8 @@ def make_decoders(config, model, others, mesh, adapters, heads) -> dict[str, Dec
   return {
     s.role: Decoder(
       others.get(s.role, model).config,
-      dtype,
-      config.model.remat,
+      **dtype,
+      remat=config.model.remat,
       scores=initial.scores(s.role, heads),
       spread=sharding.constrain(mesh),
       whole=sharding.whole_rows(mesh),

@@ -14,7 +14,14 @@ import jax.numpy as jnp
 
 from jaxrl_llm import pieces
 from jaxrl_llm.models import ragged
-from jaxrl_llm.models.decoder import Decoder, causal, extend, head_kernel, prefill
+from jaxrl_llm.models.decoder import (
+  Decoder,
+  as_operands,
+  causal,
+  extend,
+  head_kernel,
+  prefill,
+)
 from jaxrl_llm.ops import logprobs
 from jaxrl_llm.types import (
   BGT,
@@ -91,8 +98,14 @@ def make_forward(decoders: dict[str, Decoder], soft=None) -> Forward:
     soft: see Method.soft; None where nothing stands before the prompts.
   """
 
+  any_decoder = next(iter(decoders.values()))  # The base is everybody's.
+
+  def settled(frozen: Params) -> Params:
+    of = lambda role: decoders.get(role, any_decoder)
+    return {role: as_operands(of(role), tree) for role, tree in frozen.items()}
+
   def forward(params: Params, frozen: Params, batch: Batch, needs) -> Outputs:
-    trees = {'params': params, 'frozen': frozen}
+    trees = {'params': params, 'frozen': settled(frozen)}
     found: dict[str, object] = {}
     own = {n: sensor(n) for n in needs if not n.startswith('aux/')}
     if own.pop('own', None):

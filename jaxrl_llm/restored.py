@@ -112,7 +112,7 @@ def network(workdir: str, role: str) -> Network:
     whole = jax.vmap(merge)(own) if role == initial.ENSEMBLE else merge(own)
   scores = initial.scores(role, method.heads)
   return Network(
-    Decoder(model.config, DTYPES[config.model.dtype], scores=scores),
+    Decoder(model.config, **DTYPES[config.model.dtype], scores=scores),
     whole,
     model.tokenizer,
     model.fields,

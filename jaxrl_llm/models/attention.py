@@ -19,7 +19,15 @@ class KV(NamedTuple):
 
 
 def attend(
-  q, kv: KV, mask, prefix: KV | None, prefix_mask, *, cap: float = 0.0, causal: bool
+  q,
+  kv: KV,
+  mask,
+  prefix: KV | None,
+  prefix_mask,
+  *,
+  cap: float = 0.0,
+  causal: bool,
+  operands=None,
 ) -> Array:
   """softmax(q . key) . value over the slots of the prefix and of the row together.
 
@@ -32,6 +40,7 @@ def attend(
     cap: scores become cap * tanh(scores / cap); 0 leaves them.
     causal: token t sees own slots up to t only, and S = T. Long rows then go in blocks
       of queries that leave out the slots after them, and keep no scores for backward.
+    operands: the dtype of what enters the products of long rows; None: q's.
 
   Returns:
     [B, G, T, H, d].
@@ -42,7 +51,9 @@ def attend(
   if prefix is not None:
     parts.append((jax.tree.map(lambda x: x[:, :, 0], prefix), prefix_mask))
   if causal and t > BLOCK:
-    out = blocked(q, parts, cap)
+    enter = lambda x: x.astype(operands or x.dtype)
+    parts = [(jax.tree.map(enter, kv), mask) for kv, mask in parts]
+    out = blocked(enter(q), parts, cap).astype(q.dtype)
   else:
     out, _ = mixed(q, parts, cap)
   return out.transpose(0, 2, 4, 1, 3, 5).reshape(b, g, t, h, d)
@@ -137,25 +148,28 @@ def added(total: Array, x: Array) -> Array:
   return total.at[..., : x.shape[-2], :].add(x)
 
 
-# ---- Products ------------------------------------------------------------------------
-# In float32 after each: not every backend has bfloat16 ones that end there.
+# ---- Products, in float32 ------------------------------------------------------------
 
 
 def score(q, key) -> Array:
   """q . key: [B, K, G, R, T, S]."""
-  return jnp.einsum(f'bkgrtd,{axes(key)}sd->bkgrts', q, key).astype(jnp.float32)
+  return summed(f'bkgrtd,{axes(key)}sd->bkgrts', q, key)
 
 
 def read(weight, value) -> Array:
   """Values by their weights: [B, K, G, R, T, d]."""
-  return jnp.einsum(f'bkgrts,{axes(value)}sd->bkgrtd', weight, value).astype(
-    jnp.float32
-  )
+  return summed(f'bkgrts,{axes(value)}sd->bkgrtd', weight, value)
 
 
 def write(weight, x, kv: KV) -> Array:
   """The way back of `read`, to the slots of `kv`."""
-  return jnp.einsum(f'bkgrts,bkgrtd->{axes(kv.key)}sd', weight, x).astype(jnp.float32)
+  return summed(f'bkgrts,bkgrtd->{axes(kv.key)}sd', weight, x)
+
+
+def summed(spec: str, x, y) -> Array:
+  # Before jax 0.9 a CPU has no batches of such products of bfloat16.
+  known = jnp.float32 if jax.__version_info__ >= (0, 9) else None
+  return jnp.einsum(spec, x, y, preferred_element_type=known).astype(jnp.float32)
 
 
 def axes(key) -> str:

@@ -19,9 +19,15 @@ import jax.numpy as jnp
 from jaxrl_llm.models import attention, caching, experts, ragged, rope
 from jaxrl_llm.models.attention import KV, causal
 from jaxrl_llm.models.config import DecoderConfig, Lora
+from jaxrl_llm.models.products import flat, product
 from jaxrl_llm.types import BGT, Array
 
-DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
+# config.model.dtype: of activations, and of what enters a product with a matrix.
+DTYPES = {
+  'float32': dict(dtype=jnp.float32),
+  'mixed': dict(dtype=jnp.float32, operands=jnp.bfloat16),
+  'bfloat16': dict(dtype=jnp.bfloat16),
+}
 REMAT = {
   'none': None,  # Keep every activation.
   'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -59,6 +65,9 @@ class Decoder(nn.Module):
   up, but for `whole` (sharding.whole_rows). `lora` adds adapters to the tree.
   `unrolled` takes parameters, prefix and cache layer by layer (`unstack`) and gives
   keys and values so: a loop over layers would copy each layer's weights and cache.
+  `operands` is the dtype of what enters a product with a layer's matrix (products.py)
+  and the attention of long rows, where it is not `dtype`, that of the activations;
+  head, experts and sampling's attention keep `dtype`.
   """
 
   config: DecoderConfig
@@ -69,6 +78,7 @@ class Decoder(nn.Module):
   whole: Callable[[Array], Array] = lambda x: x
   lora: Lora | None = None
   unrolled: bool = False
+  operands: jnp.dtype | None = None
 
   @nn.compact
   def __call__(
@@ -131,13 +141,18 @@ class Decoder(nn.Module):
       split_rngs={'params': True},
       in_axes=(0, *(nn.broadcast,) * 5, 0, 0, nn.broadcast),
       length=self.config.layers,
-    )(self.config, self.dtype, self.spread, self.lora, name='layers')
+    )(**self.same(), name='layers')
+
+  def same(self) -> dict:
+    """What every block is given."""
+    own = {k: getattr(self, k) for k in ('config', 'dtype', 'spread', 'lora')}
+    return own | {'operands': self.operands or self.dtype}
 
   def one_by_one(self, x, per_layer, same, prefix, cache, index):
     """All layers in turn, each with parameters of its own."""
     found = []
     for i in range(self.config.layers):
-      block = Block(self.config, self.dtype, self.spread, self.lora, name=f'layer_{i}')
+      block = Block(**self.same(), name=f'layer_{i}')
       here = jax.tree.map(lambda y: y[i], per_layer)
       x, kv = block(x, here, *same, prefix[i], cache[i], index)
       found.append(kv)
@@ -151,6 +166,7 @@ class Block(nn.Module):
   dtype: jnp.dtype
   spread: Callable[[Array], Array]
   lora: Lora | None
+  operands: jnp.dtype
 
   @nn.compact
   def __call__(
@@ -201,7 +217,8 @@ class Block(nn.Module):
         prefix_mask = prefix_mask & attention.near(positions, slots, window)
     cap, plain = self.config.attention_cap, cache is None
     seen, before = (caching.read(x, q.dtype) for x in (kv, prefix))
-    out = attention.attend(q, seen, mask, before, prefix_mask, cap=cap, causal=plain)
+    how = dict(cap=cap, causal=plain, operands=self.operands)
+    out = attention.attend(q, seen, mask, before, prefix_mask, **how)
     return out, kv
 
   def project(self, h):
@@ -247,8 +264,8 @@ class Block(nn.Module):
     return experts.mix(h, weight, chosen, *kernels, act)
 
   def dense(self, name, x, width):
-    kernel = self.param(name, NORMAL, (x.shape[-1], width)).astype(self.dtype)
-    y = product(x, kernel)
+    kernel = self.param(name, NORMAL, (x.shape[-1], width))
+    y = product(x, kernel, self.operands)
     if name in self.config.biases:
       bias = self.param(f'{name}_bias', ZEROS, (width,))
       y += bias.astype(self.dtype)[(None,) * (y.ndim - 1)]
@@ -264,25 +281,11 @@ class Block(nn.Module):
     )
     a = self.param(f'{name}_lora_a', uniform, (x.shape[-1], self.lora.rank))
     b = self.param(f'{name}_lora_b', ZEROS, (self.lora.rank, width))
-    high = product(product(x, a.astype(self.dtype)), b.astype(self.dtype))
-    return self.lora.alpha / self.lora.rank * high
+    low = self.lora.alpha / self.lora.rank * product(x, a, self.operands)
+    return product(low, b, self.operands)
 
   def norm(self, name, x):
     return norm(self, self.config, name, x) if name in self.config.norms else x
-
-
-def product(x: Array, kernel: Array) -> Array:
-  """[..., I] and [I, O] to [..., O].
-
-  As a product of two matrices, whose gradient is one too: with more axes XLA copies
-  the activations into another order first.
-  """
-  return (flat(x) @ kernel).reshape(*x.shape[:-1], -1)
-
-
-def flat(x: Array) -> Array:
-  """[..., I] to [N, I]. Products of one such array keep it once for the gradient."""
-  return x.reshape(-1, x.shape[-1])
 
 
 def norm(module: nn.Module, c: DecoderConfig, name: str, x: Array) -> Array:
@@ -308,14 +311,32 @@ def head_kernel(params) -> Array:
   return params['head'].T if 'head' in params else params['embed']
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def unstack(params, dtype):
-  """A working copy for an `unrolled` decoder: a tree per layer, matrices as `dtype`."""
-  cast = lambda x: x.astype(dtype) if x.ndim > 1 else x
-  rest = {name: cast(x) for name, x in params.items() if name != 'layers'}
-  count = len(jax.tree.leaves(params['layers'])[0])
-  layer = lambda i: jax.tree.map(lambda x: cast(x[i]), params['layers'])
+@functools.partial(jax.jit, static_argnums=0)
+def unstack(decoder: Decoder, params):
+  """A working copy for an `unrolled` decoder: a tree per layer, matrices as it takes
+  them.
+  """
+  cast = lambda x, dtype: x.astype(dtype) if x.ndim > 1 else x
+  rest = {k: cast(x, decoder.dtype) for k, x in params.items() if k != 'layers'}
+  count, kind = len(jax.tree.leaves(params['layers'])[0]), taken_as(decoder)
+  layer = lambda i: jax.tree.map(lambda x: cast(x[i], kind), params['layers'])
   return rest | {f'layer_{i}': layer(i) for i in range(count)}
+
+
+def as_operands(decoder: Decoder, params):
+  """Parameters that nobody trains, the layers' matrices rounded once and not at every
+  product.
+  """
+  if decoder.operands is None or 'layers' not in params:
+    return params
+  cast = lambda x: x.astype(taken_as(decoder)) if x.ndim > 2 else x
+  return params | {'layers': jax.tree.map(cast, params['layers'])}
+
+
+def taken_as(decoder: Decoder):
+  """The dtype of the layers' matrices; experts are not rounded."""
+  own = decoder.config.experts or decoder.operands is None
+  return decoder.dtype if own else decoder.operands
 
 
 def prefill(decoder: Decoder, params, prompts: Array, prompt_length: Array):

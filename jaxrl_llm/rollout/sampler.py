@@ -95,7 +95,7 @@ def make_sampler(
     take = lambda which: place(
       jax.tree.map(lambda x: np.asarray(x)[which % count], queue)
     )
-    weights = unstack(params, decoder.dtype)
+    weights = unstack(decoder, params)
     rows = enter(params, take(np.arange(size)), key)
     kv = room(rows, places(0, max_length))
     at, ahead = Places.first(size, count, group), min(size, count)

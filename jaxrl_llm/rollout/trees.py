@@ -85,7 +85,7 @@ def make_trees(
     taken = np.zeros((len(prompts), group), bool)
     if most := round(group * share(int(version))):
       rows = enter(params, place(asked), key)
-      weights = unstack(params, decoder.dtype)
+      weights = unstack(decoder, params)
       cache, programs = room(rows, max_length), (look, step)
       rows, cache, taken = grown(weights, rows, cache, programs, growth, most)
       while bool(rows.alive.any()):
