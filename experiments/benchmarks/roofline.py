@@ -12,6 +12,7 @@ if all else were free. Slopes are log2 of the time at twice the size: 1 is linea
 """
 
 import argparse
+import functools
 import json
 import math
 import time
@@ -26,6 +27,7 @@ from jaxrl_llm import build, forward, log, step, types
 from jaxrl_llm.models.config import DecoderConfig
 from jaxrl_llm.models.decoder import Decoder
 from jaxrl_llm.models.pretrained import random_params
+from jaxrl_llm.models.products import product
 from jaxrl_llm.rollout import draw, sampler
 
 SIZES = dict(
@@ -72,8 +74,8 @@ def best(run, times: int = 3) -> float:
 def peak(dtype, n: int = 4096) -> float:
   """Floating-point operations a second of a product of two [n, n]."""
   x = jnp.ones((n, n), dtype)
-  product = jax.jit(lambda x: x @ x)
-  return 2 * n**3 / best(lambda: product(x), 5)
+  square = jax.jit(lambda x: product(x, x, dtype))
+  return 2 * n**3 / best(lambda: square(x), 5)
 
 
 def bandwidth(size: int = 1 << 27) -> float:
@@ -139,16 +141,18 @@ def products(c: DecoderConfig, dtype, count: int, told: int, *, learn=False):
   layers, head = [layer() for _ in range(c.layers)], jnp.full((c.width, c.vocab), 0.01)
   head = head.astype(dtype)
 
+  by = functools.partial(product, operands=dtype)
+
   def through(layers, x):
     for w in layers:
-      shared = jnp.tile(x @ w['k'] + x @ w['v'], c.heads // c.kv_heads)
-      x = (x @ w['q'] + shared) @ w['o']
-      x = (x @ w['gate'] + x @ w['up']) @ w['down']
+      shared = jnp.tile(by(x, w['k']) + by(x, w['v']), c.heads // c.kv_heads)
+      x = by(by(x, w['q']) + shared, w['o'])
+      x = by(by(x, w['gate']) + by(x, w['up']), w['down'])
     return size(x)
 
   # A square, so that no gradient is of one value and its product left out.
   size = lambda y: jnp.square(y).sum(dtype=jnp.float32)
-  out = lambda head, x: size(x @ head)
+  out = lambda head, x: size(by(x, head))
   chunk = min(told, 256)
   x, y = (jnp.full((n, c.width), 0.01, dtype) for n in (count, chunk))
   spent = []
