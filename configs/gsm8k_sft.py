@@ -19,7 +19,6 @@ def get_config() -> config_dict.ConfigDict:
   c = default_config('gsm8k_sft', 'sft')
   c.steps = 63
   c.plan.pack = 512
-  c.model.dtype = 'mixed'
   c.model.lora.rank = 16
   c.optimizer = dict(policy=adam(2e-4))
   c.optimizer.policy.decay = 'linear'

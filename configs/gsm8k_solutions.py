@@ -26,7 +26,6 @@ def get_config(method: str = 'kto') -> config_dict.ConfigDict:
   kind, role = METHODS[method]
   c.steps = 63
   c.plan.pack = 768
-  c.model.dtype = 'mixed'
   c.model.lora.rank = 16
   c.optimizer = {role: adam(2e-4)}
   c.optimizer[role].decay = 'linear'

@@ -14,8 +14,9 @@ CPU cores, a third of it to score what is held out and the reference. Of all fiv
 experiments/claims/043_five_losses has a table: ipo 57.4 and kto 58.7 %, and by the mean
 of log pi orpo 54.6 and simpo 54.4 %, where the shorter one is right in 57.6 %. One
 learning rate for all. The baseline of kto is that of the batch: the mismatched rows of
-the paper (baseline=mismatched, cache_reference=False) take twice the time. A larger
-model on a pod:
+the paper (baseline=mismatched, cache_reference=False) take twice the time. With
+--config.model.dtype=mixed, for a CPU that multiplies bfloat16, dpo came to 61.2 %
+[56.6, 65.7]. A larger model on a pod:
 --config.model.name=meta-llama/Llama-3.2-1B-Instruct --config.model.dtype=bfloat16
 --config.model.remat=full --config.source.prompts=64.
 """
@@ -29,7 +30,6 @@ def get_config(method: str = 'dpo') -> config_dict.ConfigDict:
   c = default_config(f'hh_{method}', method)
   c.steps = 63
   c.plan.pack = 768
-  c.model.dtype = 'mixed'
   c.model.lora.rank = 16
   c.optimizer = dict(policy=adam(1e-4))
   c.optimizer.policy.decay = 'linear'
