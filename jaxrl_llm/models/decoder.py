@@ -141,18 +141,23 @@ class Decoder(nn.Module):
       split_rngs={'params': True},
       in_axes=(0, *(nn.broadcast,) * 5, 0, 0, nn.broadcast),
       length=self.config.layers,
-    )(**self.same(), name='layers')
+    )(**self.given(), name='layers')
 
-  def same(self) -> dict:
+  def given(self) -> dict:
     """What every block is given."""
-    own = {k: getattr(self, k) for k in ('config', 'dtype', 'spread', 'lora')}
-    return own | {'operands': self.operands or self.dtype}
+    return dict(
+      config=self.config,
+      dtype=self.dtype,
+      spread=self.spread,
+      lora=self.lora,
+      operands=self.operands or self.dtype,
+    )
 
   def one_by_one(self, x, per_layer, same, prefix, cache, index):
     """All layers in turn, each with parameters of its own."""
     found = []
     for i in range(self.config.layers):
-      block = Block(**self.same(), name=f'layer_{i}')
+      block = Block(**self.given(), name=f'layer_{i}')
       here = jax.tree.map(lambda y: y[i], per_layer)
       x, kv = block(x, here, *same, prefix[i], cache[i], index)
       found.append(kv)
@@ -325,7 +330,7 @@ def unstack(decoder: Decoder, params):
 
 def as_operands(decoder: Decoder, params):
   """Parameters that nobody trains, the layers' matrices rounded once and not at every
-  product.
+  product, for a copy of half their bytes during the step.
   """
   if decoder.operands is None or 'layers' not in params:
     return params
