@@ -17,6 +17,7 @@ from jaxrl_llm.default_config import adam, default_config, files, stored
 
 def get_config() -> config_dict.ConfigDict:
   c = default_config('gsm8k_sft', 'sft')
+  c.model.dtype = 'mixed'
   c.steps = 63
   c.plan.pack = 512
   c.model.lora.rank = 16
@@ -26,6 +27,6 @@ def get_config() -> config_dict.ConfigDict:
   c.source = stored(16, 256, 256)
   c.data = files('demonstrations')
   c.data.update(
-    columns='prompt=question,completion=answer', as_chat=True, test_size=500
+    columns='prompt=question,completion=answer', as_chat=True, test_size=250
   )
   return c

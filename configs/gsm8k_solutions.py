@@ -17,28 +17,28 @@ from ml_collections import config_dict
 
 from jaxrl_llm.default_config import adam, default_config, stored
 
-# A method's kind of data, and the role that it trains.
-METHODS = {'kto': ('labels', 'policy'), 'bradley_terry': ('pairs', 'reward')}
+# The role that a method trains.
+ROLES = {'kto': 'policy', 'bradley_terry': 'reward'}
 
 
 def get_config(method: str = 'kto') -> config_dict.ConfigDict:
   c = default_config(f'gsm8k_solutions_{method}', method)
-  kind, role = METHODS[method]
-  c.steps = 63
-  c.plan.pack = 768
+  c.model.dtype = 'mixed'
+  c.steps = 30 if method == 'kto' else 40
+  c.plan.pack = 1280
   c.model.lora.rank = 16
-  c.optimizer = {role: adam(2e-4)}
-  c.optimizer[role].decay = 'linear'
+  c.optimizer = {ROLES[method]: adam(2e-4)}
+  c.optimizer[ROLES[method]].decay = 'linear'
   # At the start all solutions are alike to both methods.
-  c.evaluation.update(every=63, batch=64, at_start=False)
-  c.source = stored(16, 256, 256)
+  c.evaluation.update(every=c.steps, batch=16, at_start=False)
+  c.source = stored(8, 256, 256)
   if method == 'kto':
     c.method.baseline, c.source.cache_reference = 'batch', True
   c.data = dict(
     name='solutions',
     path=config_dict.placeholder(str),
-    kind=kind,
-    test_size=500,
+    contrast=method == 'bradley_terry',
+    test_size=125,
     long_prompt='drop',
     long_completion='cut',
   )

@@ -28,6 +28,7 @@ from jaxrl_llm.default_config import adam, default_config, files, stored
 
 def get_config(method: str = 'dpo') -> config_dict.ConfigDict:
   c = default_config(f'hh_{method}', method)
+  c.model.dtype = 'mixed'
   c.steps = 63
   c.plan.pack = 768
   c.model.lora.rank = 16
@@ -36,10 +37,10 @@ def get_config(method: str = 'dpo') -> config_dict.ConfigDict:
   referred = method in ('dpo', 'ipo', 'kto')
   # The reference prefers nothing to itself, so that its start needs no look.
   c.evaluation.update(every=63, batch=64, at_start=not referred)
-  c.source = stored(32 if method == 'kto' else 16, 256, 256)
+  c.source = stored(36 if method == 'kto' else 18, 192, 256)
   c.source.cache_reference = referred
   if method == 'kto':
     c.method.baseline = 'batch'
   c.data = files('labels' if method == 'kto' else 'hh')
-  c.data.update(test_size=1000 if method == 'kto' else 500, bad_rows='drop')
+  c.data.update(test_size=1200 if method == 'kto' else 600, bad_rows='drop')
   return c

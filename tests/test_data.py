@@ -970,27 +970,31 @@ def graded(question, *right):
   return row
 
 
-def test_solutions_as_labels_and_pairs(tmp_path):
-  """A question's right ones meet its wrong ones; all of it is on one side."""
-  rows = [graded(f'q{i}', True, False, True) for i in range(6)]
-  path = write(tmp_path, [*rows, graded('easy', True, True)])
-  found = solutions.solutions(path=path, kind='labels', test_size=5)
-  assert len(found.train) + len(found.test) == 20
+def test_solutions_of_a_question_are_one_group(tmp_path):
+  """The right ones first, a stable order; a question is on one side."""
+  rows = [graded(f'q{i}', True, False, True, False) for i in range(6)]
+  rows += [graded('easy', *[True] * 4), graded('hard', *[False] * 4)]
+  path = write(tmp_path, rows)
+  found = solutions.solutions(path=path, test_size=3)
+  assert (len(found.train), len(found.test)) == (5, 3)
   asked = lambda part: {e.prompt[0]['content'] for e in part}
   assert not asked(found.train) & asked(found.test)
-  one = next(e for e in (*found.train, *found.test) if e.completions == ('s1',))
-  assert list(one.reward) == [-1.0]
-  pairs = solutions.solutions(path=path, kind='pairs', test_size=2)
-  both = [tuple(e.completions) for e in (*pairs.train, *pairs.test)]
-  assert sorted(set(both)) == [('s0', 's1'), ('s2', 's1')] and len(both) == 12
+  every = {e.prompt[0]['content']: e for e in (*found.train, *found.test)}
+  assert every['q0'].completions == ['s0', 's2', 's1', 's3']
+  assert every['q0'].reward == [1.0, 1.0, -1.0, -1.0]
+  assert every['hard'].reward == [-1.0] * 4
+  both = solutions.solutions(path=path, contrast=True, test_size=2)
+  assert asked(both.train) | asked(both.test) == {f'q{i}' for i in range(6)}
+  assert '4 questions with 16 solutions (8 right; 16 pairs' in both.report[0]
 
 
 def test_a_solution_that_is_not_graded(tmp_path):
-  path = write(tmp_path, [graded('a', True), {'question': 'b', 'model': 'words'}])
+  two = graded('a', True, True)
+  path = write(tmp_path, [two, {'question': 'b', 'model': 'words'}])
   with pytest.raises(InputError, match=r"line 2: 'model' is no object"):
     solutions.solutions(path=path)
-  with pytest.raises(InputError, match="'labels' or 'pairs', not 'triples'"):
-    solutions.solutions(path=path, kind='triples')
+  with pytest.raises(InputError, match=r'line 1: 1 completions'):
+    solutions.solutions(path=write(tmp_path, [graded('a', True)]))
 
 
 # ---- Mixtures ------------------------------------------------------------------------

@@ -15,8 +15,15 @@ from test_rollout import params as sampled_params
 from jaxrl_llm import forward
 from jaxrl_llm.models import attention
 from jaxrl_llm.models.config import Lora
-from jaxrl_llm.models.decoder import DTYPES, Decoder, as_operands, causal, unstack
-from jaxrl_llm.models.products import product
+from jaxrl_llm.models.decoder import (
+  DTYPES,
+  MANY,
+  Decoder,
+  as_operands,
+  causal,
+  unstack,
+)
+from jaxrl_llm.models.products import adapted, product
 from jaxrl_llm.rollout import draw
 from jaxrl_llm.rollout.sampler import make_sampler
 
@@ -50,6 +57,40 @@ def test_its_gradient_is_of_rounded_numbers_too():
   close(slope_x, coarse(slope) @ coarse(y).T)
   rows = lambda x: coarse(x).reshape(-1, x.shape[-1])
   close(slope_y, rows(x).T @ rows(slope))
+
+
+def test_an_adapted_product_is_the_sum_of_two():
+  """So are its gradients, of numbers that bfloat16 has as they are."""
+  whole = lambda *shape, seed: jnp.round(4 * normal(*shape, seed=seed)) / 4
+  shapes = (6, 5), (6, 2), (5, 7), (2, 7)
+  parts = [whole(*shape, seed=i) for i, shape in enumerate(shapes)]
+  slope = whole(6, 7, seed=9)
+  found, back = jax.vjp(lambda *of: adapted(*of, jnp.bfloat16), *parts)
+  want, plain = jax.vjp(lambda x, low, w, b: x @ w + low @ b, *parts)
+  np.testing.assert_array_equal(found, want)
+  for got, due in zip(back(slope), plain(slope)):
+    np.testing.assert_array_equal(got, due)
+
+
+@pytest.mark.parametrize('tokens', [8, MANY + 32])
+def test_adapters_in_mixed_are_near_those_of_float32(tokens):
+  """Beside many tokens as one product, beside few as two."""
+  lora = Lora(2, 4.0, 'q|gate|down')
+  ids = jnp.arange(tokens)[None, None] % CONFIG.vocab
+  config = dataclasses.replace(CONFIG, max_positions=tokens)
+  exact = Decoder(config, lora=lora)
+  how = (jnp.arange(tokens)[None, None], causal(tokens))
+  tree = exact.init(jax.random.key(0), ids, *how)
+  tree = jax.tree.map(lambda x: x + 0.1 * normal(*x.shape), tree)
+  said = lambda d, tree: d.apply(tree, ids, *how)[0]
+  slope = lambda d: jax.grad(lambda t: jnp.square(said(d, t)).sum())(tree)['params']
+  mixed = Decoder(config, **DTYPES['mixed'], lora=lora)
+  np.testing.assert_allclose(said(mixed, tree), said(exact, tree), atol=0.1)
+  assert (said(mixed, tree) != said(exact, tree)).any()
+  for name in ('q', 'gate', 'down'):
+    for end in ('', '_lora_a', '_lora_b'):
+      got, due = (slope(d)['layers'][name + end] for d in (mixed, exact))
+      assert jnp.linalg.norm(got - due) < 0.05 * jnp.linalg.norm(due)
 
 
 def test_kernels_keep_their_gradient_in_float32():

@@ -92,6 +92,33 @@ def test_a_margin_of_the_data_is_in_no_metric_but_the_loss():
   close(found['margin'][0], 0.9)
 
 
+def test_a_group_is_all_of_its_pairs():
+  """Two right (1.0, 0.2), two wrong (0.5, -0.3): four comparisons, of a quarter each,
+  with differences of 0.5, 1.3, -0.3 and 0.5.
+  """
+  options = dict(center=0.1, l2=0.2, label_smoothing=0.1)
+  with toy.float64():
+    m, score = build.method('bradley_terry', **options), [1.0, 0.5, 0.2, -0.3]
+    reward = jnp.array([[1.0, -1.0, 1.0, -1.0]])
+    value = lambda s: said(m, Outputs(score=s), reward=reward)[0]
+    pair = lambda a, b: said(m, Outputs(score=row(a, b)), reward=row(1.0, -1.0))[0]
+    pairs = [pair(1.0, 0.5), pair(1.0, -0.3), pair(0.2, 0.5), pair(0.2, -0.3)]
+    close(value(row(*score)), np.mean(pairs))
+    plain = build.method('bradley_terry')
+    found = said(plain, Outputs(score=row(*score)), reward=reward)[1]
+    close(found['accuracy'][0], 3 / 4)
+    close(found['margin'][0], 0.5)
+    close(found['nll'][0], np.log1p(np.exp([-0.5, -1.3, 0.3, -0.5])).mean())
+
+
+def test_a_group_of_one_reward_compares_nothing():
+  m = build.method('bradley_terry')
+  loss, found = said(m, Outputs(score=row(1.0, 2.0, 3.0)), reward=row(1.0, 1.0, 1.0))
+  assert loss == 0 and found['accuracy'][1] == 0
+  with pytest.raises(InputError, match='these have 1 completions'):
+    said(m, Outputs(score=row(1.0)), reward=row(1.0))
+
+
 @pytest.mark.parametrize('name', ['rao_kupper', 'davidson'])
 def test_ties(name):
   """Three shares that add up to 1, and win and loss change places with the sides."""

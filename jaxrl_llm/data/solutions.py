@@ -6,11 +6,11 @@ The file is `example_model_solutions.jsonl` of https://github.com/openai/grade-s
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from jaxrl_llm.data.examples import Data
+from jaxrl_llm.data.examples import Data, Example
 from jaxrl_llm.data.files import held_out, key_of
 from jaxrl_llm.data.kinds import KINDS, VERDICTS, text
 from jaxrl_llm.data.tables import located, open_table
@@ -18,31 +18,43 @@ from jaxrl_llm.types import InputError
 
 
 def solutions(
-  *, path: str, kind: str = 'labels', test_size: int = 500, seed: int = 0
+  *, path: str, contrast: bool = False, test_size: int = 125, seed: int = 0
 ) -> Data:
-  """Labelled solutions, or pairs of a right and a wrong one of a question.
+  """Questions with their solutions, the right ones of reward 1 and the others of -1.
+
+  A question is one group: its solutions are read behind one prompt. For `kto` each is a
+  label, for `bradley_terry` each right one is preferred to each wrong one.
 
   Args:
     path: see tables.open_table.
-    kind: 'labels' (every solution, for KTO) or 'pairs' (every right one with every
-      wrong one of its question).
-    test_size: examples to hold out, at least; all of a question go together.
+    contrast: without questions whose solutions are all right or all wrong.
+    test_size: questions to hold out.
     seed: of the choice of held-out questions.
   """
-  expand = {'labels': labelled, 'pairs': paired}.get(kind)
-  if expand is None:
-    raise InputError(f"solutions: kind is 'labels' or 'pairs', not {kind!r}.")
   table, found, digest = open_table(path), [], hashlib.sha256()
   for i in range(len(table)):
     row = table[i]
     digest.update(json.dumps(row, sort_keys=True).encode())
     with located(table.where(i)):
-      found += [KINDS[kind](one) for one in expand(row)]
+      found.append(KINDS['rankings'](ranked(row)))
+  if contrast:
+    found = [e for e in found if len({*e.reward}) > 1]
   held = held_out(np.array([key_of(e, seed) for e in found], np.uint64), test_size)
   train = [e for e, out in zip(found, held) if not out]
   test = [e for e, out in zip(found, held) if out]
-  report = [f'{path}: {len(train)} {kind} to train on, {len(test)} held out.']
+  report = [f'{path}: {told_of(train)} to train on, {told_of(test)} held out.']
   return Data(train, test, digest.hexdigest(), report)
+
+
+def told_of(groups: Sequence[Example]) -> str:
+  """How much there is to learn from."""
+  right = [sum(r > 0 for r in e.reward) for e in groups]
+  every = [len(e.reward) for e in groups]
+  pairs = sum(r * (n - r) for r, n in zip(right, every))
+  return (
+    f'{len(groups)} questions with {sum(every)} solutions ({sum(right)} right; {pairs} '
+    'pairs of a right and a wrong one)'
+  )
 
 
 def principles(rows: Iterable[dict], *, lines: int = 4) -> Iterator[dict]:
@@ -88,16 +100,11 @@ def graded(row: dict) -> Iterator[tuple[str, bool]]:
     yield text(value, 'solution'), value['is_correct']
 
 
-def labelled(row: dict) -> Iterator[dict]:
-  prompt = [{'role': 'user', 'content': text(row, 'question')}]
-  for solution, right in graded(row):
-    yield {'prompt': prompt, 'completion': solution, 'label': right}
-
-
-def paired(row: dict) -> Iterator[dict]:
-  prompt = [{'role': 'user', 'content': text(row, 'question')}]
-  found = list(graded(row))
-  for chosen, right in found:
-    for rejected, also in found:
-      if right and not also:
-        yield {'prompt': prompt, 'chosen': chosen, 'rejected': rejected}
+def ranked(row: dict) -> dict:
+  """A row of kind 'rankings'."""
+  found = [*graded(row)]
+  return {
+    'prompt': [{'role': 'user', 'content': text(row, 'question')}],
+    'completions': [solution for solution, _ in found],
+    'scores': [1 if right else -1 for _, right in found],
+  }

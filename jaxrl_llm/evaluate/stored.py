@@ -11,6 +11,7 @@ from jaxrl_llm.data.examples import Encoder, Example, numbered
 from jaxrl_llm.evaluate import accuracy
 from jaxrl_llm.evaluate.held_out import Held
 from jaxrl_llm.ops import metrics as metrics_lib
+from jaxrl_llm.ops import sequences
 from jaxrl_llm.types import Batch
 
 
@@ -51,8 +52,9 @@ def make_stored(
       weights = {k: x[mine] for k, x in whole().items()}
       weights['weight'] = weights['weight'][..., :width]
       totals.append(jax.device_get(measure(state, place(rows.replace(**weights)))))
-      if rows.valid.shape[1] == 2:
-        pairs.append(longer(rows.length, rows.valid[:, 0]))
+      size = rows.valid.shape[1]
+      if size == 2 or (size > 2 and rows.row_prompt is None):
+        pairs.append(longer(rows.length, rows.reward, rows.valid[:, 0]))
       counts['eval/dropped'] += dropped
       counts['eval/cut'] += cut
     if pairs:
@@ -73,11 +75,17 @@ def weights_of_all(weigh, batches: Sequence[Batch], width: int) -> dict:
   return jax.device_get({k: vars(rows)[k] for k in pieces.WEIGHTS})
 
 
-def longer(length: np.ndarray, valid: np.ndarray) -> tuple[float, float]:
-  """How many valid pairs have the longer completion first, a tie being half, of how
-  many: `length` [B, 2], `valid` [B].
+def longer(
+  length: np.ndarray, reward: np.ndarray, valid: np.ndarray
+) -> tuple[float, float]:
+  """How many comparisons the longer completion wins, a tie being half, of how many.
+
+  Those of a valid group (`valid` [B]) count as one; `length`, `reward` are [B, G].
   """
-  return float((accuracy.ahead(length) * valid).sum()), float(valid.sum())
+  best, rest, share = map(np.asarray, sequences.compared(length, reward))
+  share = share * valid[:, None]
+  won = (1 + np.sign(best - rest)) / 2
+  return float((won * share).sum()), float(share.sum())
 
 
 def summary(totals: Sequence[dict], groups: int) -> dict[str, float]:

@@ -6,6 +6,8 @@ https://arxiv.org/abs/2203.02155).
             + l2 (s_chosen^2 + s_rejected^2) / 2 ],   P(win) = sigmoid(m)
 
 A pair that the data call a tie has loss - log P(tie); `ties` says how likely one is.
+Of K > 2 completions of a prompt all comparisons are one group, of weight 1 together;
+two of one reward are not compared.
 """
 
 import jax
@@ -29,21 +31,21 @@ def bradley_terry(
     center, l2: fix the free offset of the scores (0.01 and 0.001 are common).
     margin: weight of the data's `margin` (Llama 2 had four sizes of it, at 1).
     label_smoothing: the share of flipped labels.
-    ties: half, rao_kupper or davidson; the last two learn how common ties are, from
-      softplus(0), in the role own. Where it starts is our choice.
+    ties: of pairs; half, rao_kupper or davidson: the last two learn how common they
+      are, from softplus(0), in the role own. Where it starts is our choice.
   """
   learns = ties is not preferences.half
 
   def loss(out, batch):
-    ahead = sequences.margin(out.score)
-    logit = ahead - margin * strength(batch, margin)
+    best, rest, share = sequences.compared(out.score, batch.reward)
     often = jax.nn.softplus(out.own['tie']) if learns else 0.0
-    win, lost, tie = ties(logit, often)
-    tied = batch.extra.get('tie', jnp.zeros_like(logit)) > 0
+    ahead = best - rest
+    win, lost, tie = ties(ahead - margin * strength(batch, margin), often)
+    tied = batch.extra.get('tie', jnp.zeros(len(ahead)))[:, None] > 0
     nll = -(1 - label_smoothing) * win - label_smoothing * lost
-    w, nll = batch.prompt_weight, jnp.where(tied, -tie, nll)
-    drift = center * jnp.square(out.score.sum(1))
-    drift += l2 * 0.5 * jnp.square(out.score).sum(1)
+    w, nll = batch.prompt_weight[:, None] * share, jnp.where(tied, -tie, nll)
+    drift = center * jnp.square(best + rest)
+    drift += l2 * 0.5 * (jnp.square(best) + jnp.square(rest))
     return jnp.sum(w * (nll + drift)), {
       'nll': metrics.average(nll, w),
       'margin': metrics.average(ahead, w * ~tied),
@@ -58,7 +60,7 @@ def bradley_terry(
 
 
 def strength(batch, margin: float):
-  """The data's margins [B]; 0 where nobody asks."""
+  """The data's margins [B, 1]; 0 where nobody asks."""
   if not margin:
     return 0.0
   if 'margin' not in batch.extra:
@@ -66,4 +68,4 @@ def strength(batch, margin: float):
       f'config.method.margin={margin}: the data have no margin. Add the field to every '
       'pair, or set it to 0.'
     )
-  return batch.extra['margin']
+  return batch.extra['margin'][:, None]

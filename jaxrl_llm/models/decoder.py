@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jaxrl_llm.models import attention, caching, experts, ragged, rope
 from jaxrl_llm.models.attention import KV, causal
 from jaxrl_llm.models.config import DecoderConfig, Lora
-from jaxrl_llm.models.products import flat, product
+from jaxrl_llm.models.products import adapted, flat, product
 from jaxrl_llm.types import BGT, Array
 
 # config.model.dtype: of activations, and of what enters a product with a matrix.
@@ -37,6 +37,7 @@ ACTIVATIONS = {
   'silu': nn.silu,
   'gelu_tanh': functools.partial(nn.gelu, approximate=True),
 }
+MANY = 128  # Tokens for which it pays to copy a matrix.
 ALL = 1 << 30  # A window that leaves nothing out.
 NORMAL, ZEROS = nn.initializers.normal(0.02), nn.initializers.zeros
 
@@ -270,16 +271,17 @@ class Block(nn.Module):
 
   def dense(self, name, x, width):
     kernel = self.param(name, NORMAL, (x.shape[-1], width))
-    y = product(x, kernel, self.operands)
+    if self.lora and re.fullmatch(self.lora.targets, name):
+      y = self.with_adapter(name, x, kernel, width)
+    else:
+      y = product(x, kernel, self.operands)
     if name in self.config.biases:
       bias = self.param(f'{name}_bias', ZEROS, (width,))
       y += bias.astype(self.dtype)[(None,) * (y.ndim - 1)]
-    if self.lora and re.fullmatch(self.lora.targets, name):
-      y += self.adapter(name, x, width)
     return y
 
-  def adapter(self, name, x, width):
-    """(alpha / rank) x a b, of no effect at the start."""
+  def with_adapter(self, name, x, kernel, width):
+    """x W + (alpha / rank) x a b, the latter of no effect at the start."""
     spread = x.shape[-1] ** -0.5
     uniform = lambda key, shape: jax.random.uniform(
       key, shape, minval=-spread, maxval=spread
@@ -287,7 +289,12 @@ class Block(nn.Module):
     a = self.param(f'{name}_lora_a', uniform, (x.shape[-1], self.lora.rank))
     b = self.param(f'{name}_lora_b', ZEROS, (self.lora.rank, width))
     low = self.lora.alpha / self.lora.rank * product(x, a, self.operands)
-    return product(low, b, self.operands)
+    # Where a CPU multiplies fast, to write a wide result costs more than to copy W; not
+    # for few tokens. Other dtypes are those of pods, which keep W split.
+    if self.operands != self.dtype and x.size > MANY * x.shape[-1]:
+      y = adapted(flat(x), flat(low), kernel, b, self.operands)
+      return y.reshape(*x.shape[:-1], -1)
+    return product(x, kernel, self.operands) + product(low, b, self.operands)
 
   def norm(self, name, x):
     return norm(self, self.config, name, x) if name in self.config.norms else x

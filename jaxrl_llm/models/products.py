@@ -49,6 +49,38 @@ def rounded_backward(operands, kept, slope):
 rounded.defvjp(rounded_forward, rounded_backward)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def adapted(x: Array, low: Array, kernel: Array, b: Array, operands) -> Array:
+  """x kernel + low b as one product, [x, low] of [kernel; b]: [N, I], [N, r], [I, O]
+  and [r, O]. It writes [N, O] once, and copies the kernel.
+  """
+  return contracted(*beside(x, low, kernel, b, operands), (1, 0), operands)
+
+
+def beside(x, low, kernel, b, operands) -> tuple[Array, Array]:
+  """[x, low] and [kernel; b] as operands."""
+  join = lambda axis, *of: jnp.concatenate([y.astype(operands) for y in of], axis)
+  return join(1, x, low), join(0, kernel, b)
+
+
+def adapted_forward(x, low, kernel, b, operands):
+  enter = lambda y: y.astype(operands)
+  return adapted(x, low, kernel, b, operands), (enter(x), enter(low), kernel, b)
+
+
+def adapted_backward(operands, kept, slope):
+  x, low, kernel, b = kept
+  slope = slope.astype(operands)
+  _, both = beside(x, low, kernel, b, operands)
+  found = contracted(slope, both, (1, 1), operands)
+  of = lambda y, z: contracted(y, slope, (0, 0), operands).astype(z.dtype)
+  size = x.shape[1]
+  return found[:, :size], found[:, size:], of(x, kernel), of(low, b)
+
+
+adapted.defvjp(adapted_forward, adapted_backward)
+
+
 def contracted(x, y, axes: tuple[int, int], operands) -> Array:
   """The sums over an axis of each, float32."""
   over = tuple((axis,) for axis in axes), ((), ())

@@ -1,6 +1,7 @@
 """From tokens to completions, and from completions to pairs."""
 
 import jax.numpy as jnp
+import numpy as np
 
 from jaxrl_llm.types import BG, BGT, Array, InputError
 
@@ -24,6 +25,23 @@ def margin(x: BG) -> Array:
       'choose a method for what the data are.'
     )
   return x[:, 0] - x[:, 1]
+
+
+def compared(score: BG, reward: BG) -> tuple[Array, Array, Array]:
+  """Winners' and losers' scores of a group's comparisons, their shares: [B, C] each.
+
+  Of two completions the first has won. Of K > 2 each has won against all of a lower
+  reward, and C(K, 2) comparisons at most share the weight of their group (InstructGPT,
+  https://arxiv.org/abs/2203.02155).
+  """
+  if score.shape[1] <= 2:
+    return score[:, :1], score[:, 1:], jnp.ones_like(margin(score))[:, None]
+  i, j = np.triu_indices(score.shape[1], 1)
+  first = reward[:, i] > reward[:, j]
+  counts = reward[:, i] != reward[:, j]
+  share = counts / jnp.maximum(counts.sum(1, keepdims=True), 1)
+  pick = lambda a, b: jnp.where(first, score[:, a], score[:, b])
+  return pick(i, j), pick(j, i), share
 
 
 def to_go(x: BGT) -> BGT:
