@@ -104,7 +104,7 @@ GLOSSARY: dict[str, str] = {
   'eval/high': 'Upper end of its 95 % Wilson interval.',
   'eval/dropped': 'Held-out groups left out for a prompt or completion too long.',
   'eval/cut': 'Held-out completions cut to the room they have.',
-  'eval/longer': 'Share of held-out pairs whose chosen completion is the longer one.',
+  'eval/longer': 'Share of held-out comparisons that the longer completion wins.',
   'eval/score': 'Mean held-out score, partial credit included.',
   'eval/reward': 'Mean reward of held-out answers, where the task cannot check them.',
   'eval/length': 'Mean length of a held-out answer, in tokens.',

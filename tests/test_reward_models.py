@@ -117,6 +117,9 @@ def test_a_group_of_one_reward_compares_nothing():
   assert loss == 0 and found['accuracy'][1] == 0
   with pytest.raises(InputError, match='these have 1 completions'):
     said(m, Outputs(score=row(1.0)), reward=row(1.0))
+  out = Outputs(score=row(1.0, 2.0, 3.0), own={'tie': jnp.float32(0.0)})
+  with pytest.raises(InputError, match='these have 3 completions'):
+    said(build.method('bradley_terry', ties='davidson'), out, reward=out.score)
 
 
 @pytest.mark.parametrize('name', ['rao_kupper', 'davidson'])

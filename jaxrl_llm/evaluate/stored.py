@@ -91,9 +91,12 @@ def longer(
 def summary(totals: Sequence[dict], groups: int) -> dict[str, float]:
   """Batches' (sum, weight) pairs as one number each."""
   stacked = jax.tree.map(lambda *x: np.stack(x), *totals)
-  found = metrics_lib.finish(metrics_lib.reduce(stacked))
+  added = metrics_lib.reduce(stacked)
+  found = metrics_lib.finish(added)
   found = {f'eval/{name}': float(x) for name, x in found.items()}
   if 'eval/accuracy' in found:
+    # Groups in which nothing is compared tell nothing.
+    groups = max(round(groups * min(float(added['accuracy'][1]), 1.0)), 1)
     right = min(max(found['eval/accuracy'], 0.0), 1.0) * groups
     found['eval/low'], found['eval/high'] = accuracy.wilson(right, groups)
   return found

@@ -37,9 +37,11 @@ def bradley_terry(
   learns = ties is not preferences.half
 
   def loss(out, batch):
-    best, rest, share = sequences.compared(out.score, batch.reward)
     often = jax.nn.softplus(out.own['tie']) if learns else 0.0
+    best, rest, share = sequences.compared(out.score, batch.reward)
     ahead = best - rest
+    if learns:
+      sequences.margin(out.score)  # Refuses other groups than pairs.
     win, lost, tie = ties(ahead - margin * strength(batch, margin), often)
     tied = batch.extra.get('tie', jnp.zeros(len(ahead)))[:, None] > 0
     nll = -(1 - label_smoothing) * win - label_smoothing * lost

@@ -7,9 +7,23 @@ import verdicts
 from jaxrl_llm.evaluate import policies
 
 METHODS = ('dpo', 'ipo', 'kto', 'orpo', 'simpo')
+
+
+def setting(method: str) -> list[str]:
+  """The config at the size that the record is of."""
+  rows = 2 if method == 'kto' else 1
+  return [
+    f'--config=configs/hh.py:{method}',
+    '--config.model.dtype=float32',
+    '--config.source.max_prompt=256',
+    f'--config.source.prompts={16 * rows}',
+    f'--config.data.test_size={500 * rows}',
+  ]
+
+
 ARMS = {
   m: [
-    f'--config=configs/hh.py:{m}',
+    *setting(m),
     f'--config.data.path={{{"labels" if m == "kto" else "hh"}}}',
     *(() if m == 'dpo' else ('--config.evaluation.every=0',)),
     '--config.log.tensorboard=False',

@@ -1,7 +1,7 @@
 r"""Seconds of a step of each loss: python seconds.py WORKDIR --hh=F --labels=F --out=F
 
-Every loss makes five updates of `configs/hh.py`, one after the other on a machine with
-nothing else to do; the first, which compiles, is left out. The reference's pass is
+Every loss makes five updates of the claim's setting, one after the other on a machine
+with nothing else to do; the first, which compiles, is left out. The reference's pass is
 within the step (in a run it is made before the first one, and costs as much).
 """
 
@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from claim import METHODS
+from claim import METHODS, setting
 
 from jaxrl_llm.log import read_lines, write_json
 
@@ -32,7 +32,7 @@ def main() -> None:
   found = {}
   for method in METHODS:
     path = args.labels if method == 'kto' else args.hh
-    flags = [f'--config=configs/hh.py:{method}', f'--config.data.path={path}', *SHORT]
+    flags = [*setting(method), f'--config.data.path={path}', *SHORT]
     folder = args.workdir / method
     command = [sys.executable, 'experiments/train.py', *flags, f'--workdir={folder}']
     subprocess.run(command, check=True)
