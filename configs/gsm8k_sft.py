@@ -18,15 +18,15 @@ from jaxrl_llm.default_config import adam, default_config, files, stored
 def get_config() -> config_dict.ConfigDict:
   c = default_config('gsm8k_sft', 'sft')
   c.model.dtype = 'mixed'
-  c.steps = 63
+  c.steps = 60
   c.plan.pack = 512
   c.model.lora.rank = 16
   c.optimizer = dict(policy=adam(2e-4))
   c.optimizer.policy.decay = 'linear'
-  c.evaluation.update(every=63, batch=64)
+  c.evaluation.update(every=c.steps, batch=64)
   c.source = stored(16, 256, 256)
   c.data = files('demonstrations')
   c.data.update(
-    columns='prompt=question,completion=answer', as_chat=True, test_size=250
+    columns='prompt=question,completion=answer', as_chat=True, test_size=200
   )
   return c

@@ -24,7 +24,7 @@ ROLES = {'kto': 'policy', 'bradley_terry': 'reward'}
 def get_config(method: str = 'kto') -> config_dict.ConfigDict:
   c = default_config(f'gsm8k_solutions_{method}', method)
   c.model.dtype = 'mixed'
-  c.steps = 30 if method == 'kto' else 40
+  c.steps = 24 if method == 'kto' else 40
   c.plan.pack = 1280
   c.model.lora.rank = 16
   c.optimizer = {ROLES[method]: adam(2e-4)}

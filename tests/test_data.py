@@ -30,6 +30,7 @@ from jaxrl_llm.data import (
 from jaxrl_llm.data.examples import Example
 from jaxrl_llm.data.files import files
 from jaxrl_llm.data.kinds import KINDS
+from jaxrl_llm.evaluate import accuracy, stored
 from jaxrl_llm.models import pretrained
 from jaxrl_llm.types import InputError
 
@@ -1087,6 +1088,40 @@ def test_a_run_on_a_file(tmp_path, method):
   if kind == 'pairs':  # Wilson, five of five or none of five.
     assert held['eval/low'] <= held['eval/accuracy'] <= held['eval/high']
     assert held['eval/longer'] == 1
+
+
+@pytest.mark.parametrize('method', ['kto', 'bradley_terry'])
+def test_a_run_on_solutions(tmp_path, method):
+  """Of ten questions with three solutions, the right one the longest."""
+  rows = [graded(f'q{i}', False, True, False) for i in range(10)]
+  for row in rows:
+    row['model1']['solution'] = 'abcd'
+  c = runs.config(method, steps=2, plan=dict(pack=64))
+  c.data = dict(name='solutions', path=write(tmp_path, rows), test_size=3)
+  c.source.update(prompts=4, max_prompt=24, max_length=6)
+  held = train.main(c, str(tmp_path / 'run'))
+  assert np.isfinite(held['eval/loss'])
+  assert held['eval/longer'] == 1
+  if method == 'bradley_terry':  # Of three questions, however many comparisons.
+    interval = accuracy.wilson(3 * held['eval/accuracy'], 3)
+    np.testing.assert_allclose((held['eval/low'], held['eval/high']), interval)
+
+
+def test_comparisons_of_a_group_count_as_one():
+  """Two wins and a loss, a tie, nothing to compare, and a group that is not valid."""
+  length = np.array([[9, 5, 7, 10], [4, 4, 4, 4], [1, 2, 3, 4], [9, 1, 1, 1]])
+  reward = np.array([[1.0, 0, 0, 0], [1, 0, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0]])
+  found = stored.longer(length, reward, np.array([1.0, 1, 1, 0]))
+  np.testing.assert_allclose(found, (2 / 3 + 1 / 2, 2.0), rtol=1e-6)
+  pairs = np.array([[5, 3], [2, 2], [1, 8]]), np.zeros((3, 2)), np.ones(3)
+  np.testing.assert_allclose(stored.longer(*pairs), (1.5, 3.0))
+
+
+def test_the_interval_is_of_groups_that_compare():
+  """Of 200 groups half have comparisons, of which six in ten are won."""
+  found = stored.summary([{'accuracy': (0.1, 0.25)}, {'accuracy': (0.2, 0.25)}], 200)
+  want = accuracy.wilson(60, 100)
+  np.testing.assert_allclose((found['eval/low'], found['eval/high']), want, rtol=1e-6)
 
 
 LONG = 'a' * 9  # With its end ten tokens, as prompt and as completion.
