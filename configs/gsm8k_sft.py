@@ -18,7 +18,7 @@ from jaxrl_llm.default_config import adam, default_config, files, stored
 def get_config() -> config_dict.ConfigDict:
   c = default_config('gsm8k_sft', 'sft')
   c.model.dtype = 'mixed'
-  c.steps = 60
+  c.steps = 54
   c.plan.pack = 512
   c.model.lora.rank = 16
   c.optimizer = dict(policy=adam(2e-4))
