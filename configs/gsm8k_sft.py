@@ -4,8 +4,8 @@ r"""Supervised fine-tuning on GSM8K's worked solutions.
     --config.data.path=FILE
 
 FILE is GSM8K's own train.jsonl (question, answer). LoRA on SmolLM2-135M-Instruct. The
-loss on 500 held-out questions fell from 1.370 to 0.901 nats a token, in about 22
-minutes of two quiet CPU cores. A larger model on a pod:
+loss on 200 held-out questions fell from 1.338 to 0.897 nats a token, in 17.9
+minutes of two CPU cores with nothing else to do. A larger model on a pod:
 --config.model.name=Qwen/Qwen2.5-1.5B --config.model.dtype=bfloat16
 --config.model.remat=full --config.model.lora.rank=0 --config.source.prompts=64.
 """
