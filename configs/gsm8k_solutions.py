@@ -29,8 +29,9 @@ def get_config(method: str = 'kto') -> config_dict.ConfigDict:
   c.steps = 17 if method == 'kto' else 40
   c.plan.pack = 1280
   c.model.lora.rank = 16
-  c.optimizer = {ROLES[method]: adam(2e-4)}
-  c.optimizer[ROLES[method]].decay = 'linear'
+  role = ROLES[method]
+  c.optimizer = {role: adam(2e-4)}
+  c.optimizer[role].decay = 'linear'
   # At the start all solutions are alike to both methods.
   c.evaluation.update(every=c.steps, batch=16, at_start=False)
   c.source = stored(8, 256, 256)

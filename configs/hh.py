@@ -37,7 +37,7 @@ def get_config(method: str = 'dpo') -> config_dict.ConfigDict:
   c.optimizer.policy.decay = 'linear'
   referred = method in ('dpo', 'ipo', 'kto')
   # The reference prefers nothing to itself, so that its start needs no look.
-  c.evaluation.update(every=63, batch=64, at_start=not referred)
+  c.evaluation.update(every=c.steps, batch=64, at_start=not referred)
   c.source = stored(32 if method == 'kto' else 16, 192, 256)
   c.source.cache_reference = referred
   if method == 'kto':

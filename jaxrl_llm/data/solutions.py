@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxrl_llm.data.examples import Data, Example
 from jaxrl_llm.data.files import held_out, key_of
-from jaxrl_llm.data.kinds import KINDS, VERDICTS, text
+from jaxrl_llm.data.kinds import VERDICTS, rankings, text
 from jaxrl_llm.data.tables import located, open_table
 from jaxrl_llm.types import InputError
 
@@ -36,7 +36,7 @@ def solutions(
     row = table[i]
     digest.update(json.dumps(row, sort_keys=True).encode())
     with located(table.where(i)):
-      found.append(KINDS['rankings'](ranked(row)))
+      found.append(rankings(ranked(row)))
   if contrast:
     found = [e for e in found if len({*e.reward}) > 1]
   held = held_out(np.array([key_of(e, seed) for e in found], np.uint64), test_size)

@@ -48,8 +48,8 @@ def bootstrap(
 
 
 def ahead(scores: np.ndarray) -> np.ndarray:
-  """Whether the first of two scores [N, 2] is the larger one, [N]; a tie is half."""
-  return (1 + np.sign(scores[:, 0] - scores[:, 1])) / 2
+  """Whether the first of two scores [..., 2] is the larger, [...]; a tie is half."""
+  return (1 + np.sign(scores[..., 0] - scores[..., 1])) / 2
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:

@@ -84,7 +84,7 @@ def longer(
   """
   best, rest, share = map(np.asarray, sequences.compared(length, reward))
   share = share * valid[:, None]
-  won = (1 + np.sign(best - rest)) / 2
+  won = accuracy.ahead(np.stack([best, rest], -1))
   return float((won * share).sum()), float(share.sum())
 
 

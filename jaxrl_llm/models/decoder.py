@@ -291,7 +291,7 @@ class Block(nn.Module):
     low = self.lora.alpha / self.lora.rank * product(x, a, self.operands)
     # Where a CPU multiplies fast, to write a wide result costs more than to copy W; not
     # for few tokens. Other dtypes are those of pods, which keep W split.
-    if self.operands != self.dtype and x.size > MANY * x.shape[-1]:
+    if self.operands != self.dtype and len(flat(x)) > MANY:
       y = adapted(flat(x), flat(low), kernel, b, self.operands)
       return y.reshape(*x.shape[:-1], -1)
     return product(x, kernel, self.operands) + product(low, b, self.operands)

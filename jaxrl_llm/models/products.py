@@ -54,13 +54,13 @@ def adapted(x: Array, low: Array, kernel: Array, b: Array, operands) -> Array:
   """x kernel + low b as one product, [x, low] of [kernel; b]: [N, I], [N, r], [I, O]
   and [r, O]. It writes [N, O] once, and copies the kernel.
   """
-  return contracted(*beside(x, low, kernel, b, operands), (1, 0), operands)
+  both = joined(kernel, b, 0, operands)
+  return contracted(joined(x, low, 1, operands), both, (1, 0), operands)
 
 
-def beside(x, low, kernel, b, operands) -> tuple[Array, Array]:
-  """[x, low] and [kernel; b] as operands."""
-  join = lambda axis, *of: jnp.concatenate([y.astype(operands) for y in of], axis)
-  return join(1, x, low), join(0, kernel, b)
+def joined(x: Array, y: Array, axis: int, operands) -> Array:
+  """Two arrays as one along an axis, of dtype `operands`."""
+  return jnp.concatenate([x.astype(operands), y.astype(operands)], axis)
 
 
 def adapted_forward(x, low, kernel, b, operands):
@@ -71,8 +71,7 @@ def adapted_forward(x, low, kernel, b, operands):
 def adapted_backward(operands, kept, slope):
   x, low, kernel, b = kept
   slope = slope.astype(operands)
-  _, both = beside(x, low, kernel, b, operands)
-  found = contracted(slope, both, (1, 1), operands)
+  found = contracted(slope, joined(kernel, b, 0, operands), (1, 1), operands)
   of = lambda y, z: contracted(y, slope, (0, 0), operands).astype(z.dtype)
   size = x.shape[1]
   return found[:, :size], found[:, size:], of(x, kernel), of(low, b)
