@@ -2,8 +2,8 @@
 
 Axes, everywhere: B prompts, G completions per prompt, P prompt positions, T completion
 positions, V vocabulary. A rollout group is `[B, G]`; a preference pair is a group of
-two (0 chosen, 1 rejected); a demonstration is a group of one, and so is an unpaired
-label, or the labels of one prompt are a group.
+two (0 chosen, 1 rejected); a demonstration is a group of one; unpaired labels are
+groups of one, or of all that a prompt has.
 
 Four log-probabilities, four names, never mixed: `logp` (now, differentiable),
 `old_logp` (at the start of the update), `behavior_logp` (as the sampler reported it),

@@ -150,7 +150,7 @@ def test_a_verdict_can_fail():
 
 
 def test_what_the_real_data_must_show():
-  """A reward model no better than length, or a loss that rose, is told."""
+  """A reward model no better than length, chance, or a loss that rose, is told."""
   claim, _ = load(ROOT / 'experiments/claims/002_real_data')
   arm = lambda low, loss: {
     'before': {'eval/loss': 1.0},
@@ -160,7 +160,8 @@ def test_what_the_real_data_must_show():
     {'arms': {name: arm(low, loss) for name in claim.ARMS}}
   )
   assert judge(0.71, 0.9) == {'bt': True, 'dpo': True, 'sft': True, 'kto': True}
-  assert judge(0.69, 1.1) == {'bt': False, 'dpo': True, 'sft': False, 'kto': False}
+  assert judge(0.69, 1.1) == {'bt': False, 'dpo': True, 'sft': False, 'kto': True}
+  assert not judge(0.49, 0.9)['kto']
 
 
 def test_the_runner_runs_arms_in_its_own_process(tmp_path, monkeypatch):

@@ -27,7 +27,14 @@ from jaxrl_llm.data import fitting
 from jaxrl_llm.methods import kto
 from jaxrl_llm.models import decoder, pretrained
 from jaxrl_llm.models.config import DecoderConfig
-from jaxrl_llm.ops import links, logprobs, metrics, pair_losses, sequences
+from jaxrl_llm.ops import (
+  links,
+  logprobs,
+  metrics,
+  pair_losses,
+  preferences,
+  sequences,
+)
 from jaxrl_llm.step import weigh
 from jaxrl_llm.types import InputError, Outputs
 
@@ -697,10 +704,40 @@ def test_tr_dpo_follows():
 
 def test_metrics_of_a_list():
   """Rewards 3 > 2 > 1: scores (1, 2, 0.5) have margins -1, 0.5, 1.5; two of three."""
-  score, reward = jnp.array([[1.0, 2.0, 0.5]]), jnp.array([[3.0, 2.0, 1.0]])
-  found = metrics.finish(metrics.ranked(score, reward, jnp.array([0.5])))
+  batch = labelled([[3.0, 2.0, 1.0]])
+  score = jnp.array([[1.0, 2.0, 0.5]])
+  found = metrics.finish(preferences.graded(score, batch, jnp.array([0.5])))
   close(found['margin'], 1 / 3)
   close(found['accuracy'], 2 / 3)
+
+
+def test_comparisons_of_a_group_share_its_weight():
+  """Of labels: one comparison won, two lost, and a group and a row without a part."""
+  batch = labelled([[1.0, -1.0, -1.0], [1.0, 1.0, -1.0], [1.0, 1.0, 1.0]])
+  batch = batch.replace(valid=batch.valid.at[0, 2].set(0.0))
+  score = jnp.array([[0.5, 0.0, 9.0], [0.0, 0.0, 1.0], [1.0, 2.0, 3.0]])
+  found = preferences.graded(score, batch, jnp.ones(3))
+  close(found['accuracy'][1], 2.0)
+  found = metrics.finish(found)
+  close(found['accuracy'], 0.5)
+  close(found['margin'], -0.25)
+
+
+@pytest.mark.parametrize('name', ['kto', 'bco'])
+def test_labels_of_one_prompt_are_compared(name):
+  """The wrong one, which comes first, is 3 nats ahead; one alone is not compared."""
+  options = dict(baseline='batch') if name == 'kto' else {}
+  m, rho = method(name, beta=0.5, **options), jnp.array([[[2.0], [-1.0]]])
+  batch = rows(m, 0 * rho, reward=jnp.array([[-1.0, 1.0]]))
+  found = metrics.finish(measured(m, Outputs(logp=rho), batch)[1])
+  close(found['accuracy'], 0.0)
+  close(found['margin'], -1.5)
+  alone = rows(m, 0 * rho[:, :1], reward=jnp.ones((1, 1)))
+  assert 'accuracy' not in measured(m, Outputs(logp=rho[:, :1]), alone)[1]
+
+
+def labelled(reward):
+  return bandit(np.zeros(np.shape(reward))).replace(reward=jnp.array(reward))
 
 
 @pytest.mark.parametrize('links_of', ['forward_kl', 'alpha(alpha=0.3)'])

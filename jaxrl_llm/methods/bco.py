@@ -13,7 +13,7 @@ weights for prompts that the two classes do not share are left out.
 import jax.numpy as jnp
 
 from jaxrl_llm.methods.dpo import log_ratio
-from jaxrl_llm.ops import extras, metrics, pair_losses
+from jaxrl_llm.ops import extras, metrics, pair_losses, preferences
 from jaxrl_llm.types import Method
 
 CLASSES = {'good': ('reward_chosen', 1), 'bad': ('reward_rejected', -1)}
@@ -35,7 +35,8 @@ def bco(*, beta: float = 0.01) -> Method:
   def loss(out, batch):
     r, w = fitted(out, batch), batch.seq_weight
     side, delta = sides(batch), batch.extra['delta'][:, None]
-    found = {'delta': metrics.average(delta[:, 0], w.sum(1))}
+    found = preferences.graded(r, batch, w.sum(1))
+    found['delta'] = metrics.average(delta[:, 0], w.sum(1))
     for name, sign in CLASSES.values():
       found[name] = metrics.average(r, w * (side == sign))
     each = batch.extra['scale'] * pair_losses.logistic(side * (r - delta))

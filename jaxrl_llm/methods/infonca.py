@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl_llm.methods.dpo import log_ratio
-from jaxrl_llm.ops import metrics
+from jaxrl_llm.ops import preferences
 from jaxrl_llm.types import Method
 
 
@@ -36,7 +36,7 @@ def listed(loss, beta: float, goal) -> Method:
   def total(out, batch):
     r, w = fitted(out, batch), batch.prompt_weight
     each = loss(r, goal(batch.reward))
-    return jnp.sum(w * each), metrics.ranked(r, batch.reward, w)
+    return jnp.sum(w * each), preferences.graded(r, batch, w)
 
   return Method(total, ('logp', 'ref_logp'), whole=True)
 

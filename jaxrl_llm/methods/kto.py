@@ -12,7 +12,7 @@ it is that of each batch of them. `baseline='batch'` takes the matched rows inst
 import jax
 import jax.numpy as jnp
 
-from jaxrl_llm.ops import correlation, extras, metrics, sequences
+from jaxrl_llm.ops import correlation, extras, metrics, preferences, sequences
 from jaxrl_llm.types import InputError, Method
 
 
@@ -23,7 +23,9 @@ def kto(
   undesirable: float = 1.0,
   baseline: str = 'mismatched',
 ) -> Method:
-  """`desirable` and `undesirable` weigh the two classes."""
+  """`desirable` and `undesirable` weigh the two classes: times how many there are, the
+  former has 1 to 3/2 of the latter in the paper.
+  """
   if baseline not in ('mismatched', 'batch'):
     raise InputError(f"kto: baseline is 'mismatched' or 'batch', not {baseline!r}.")
   mismatched = baseline == 'mismatched'
@@ -44,7 +46,8 @@ def kto(
     good, w = batch.reward > 0, batch.seq_weight
     value = jax.nn.sigmoid(jnp.where(good, beta, -beta) * (rho - z0))
     lam = jnp.where(good, desirable, undesirable)
-    return jnp.sum(w * lam * (1 - value)), {
+    found = preferences.graded(beta * rho, batch, w.sum(1))
+    return jnp.sum(w * lam * (1 - value)), found | {
       'value_kto': metrics.average(value, w),
       'z0': metrics.average(batch.extra['z0'], w.sum(1)),
     }

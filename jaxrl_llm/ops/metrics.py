@@ -58,13 +58,6 @@ def pairs(reward: BG, weight: Array) -> Metrics:
   }
 
 
-def ranked(score: BG, reward: BG, weight: Array) -> Metrics:
-  """As `pairs`, of all two of a group of which one has the higher reward."""
-  ahead = (reward[:, :, None] > reward[:, None]) * weight[:, None, None]
-  margin = score[:, :, None] - score[:, None]
-  return {'margin': average(margin, ahead), 'accuracy': wins(margin, ahead)}
-
-
 def is_max(name: str) -> bool:
   """Whether a metric reduces by max; its value is then a scalar, not a pair."""
   return name.startswith('max/')

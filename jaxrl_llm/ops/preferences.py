@@ -114,3 +114,10 @@ def compared(score: BG, among: Array, weight: Array) -> Metrics:
   share = pairs / count * weight[:, None, None]
   gap = score[:, :, None] - score[:, None]
   return {'margin': metrics.average(gap, share), 'accuracy': metrics.wins(gap, share)}
+
+
+def graded(score: BG, batch: Batch, weight: Array) -> Metrics:
+  """`compared` of a group by its rewards; nothing where a group is one completion."""
+  if score.shape[1] == 1:
+    return {}
+  return compared(score, ranked(batch.reward, batch.valid), weight)

@@ -21,27 +21,19 @@ WHAT = {
   'bt': 'reward model, GSM8K solutions: right over wrong',
   'dpo': 'DPO, hh-rlhf harmless: implicit reward, chosen over rejected',
   'sft': 'SFT, GSM8K: loss, nats per token',
-  'kto': 'KTO, GSM8K solutions: loss',
+  'kto': 'KTO, GSM8K solutions: implicit reward, right over wrong',
 }
 
 
 def holds(result: dict) -> dict[str, bool]:
   """For each arm whether what the claim says of it is so."""
-  arms = result['arms']
-  lower = lambda arm: arms[arm]['after']['eval/loss'] < before(arms[arm])['eval/loss']
+  after = {name: arm['after'] for name, arm in result['arms'].items()}
   return {
-    'bt': arms['bt']['after']['eval/low'] > by_length(arms['bt']['after']),
-    'dpo': arms['dpo']['after']['eval/low'] > 0.5,
-    'sft': lower('sft'),
-    'kto': lower('kto'),
+    'bt': after['bt']['eval/low'] > by_length(after['bt']),
+    'dpo': after['dpo']['eval/low'] > 0.5,
+    'sft': after['sft']['eval/loss'] < result['arms']['sft']['before']['eval/loss'],
+    'kto': after['kto']['eval/low'] > 0.5,
   }
-
-
-def before(arm: dict) -> dict:
-  """What a run says of its start. One that does not look there starts as its own
-  reference, or from a head of zeros: pairs are ties, and kto's loss is 0.5.
-  """
-  return arm['before'] or {'eval/loss': 0.5}
 
 
 def by_length(held: dict) -> float:
@@ -64,8 +56,8 @@ def table(result: dict) -> str:
     pairs = 'eval/accuracy' in a['after']
     shown = interval if pairs else lambda m: f'{m["eval/loss"]:.3f}'
     length = f'{100 * by_length(a["after"]):.1f} %' if pairs else ''
-    tied = pairs and not a['before']
-    begun = 'a tie' if tied else shown(before(a))
+    # Its own reference, or a head of zeros, ranks nobody: there is no look.
+    begun = shown(a['before']) if a['before'] else 'a tie'
     minutes = (a['seconds_in_steps'] + a['seconds_in_evaluation']) / 60
     rows.append(
       f'| {WHAT[arm]} | {begun} | {shown(a["after"])} | {length} | '
