@@ -8,10 +8,10 @@ wrong solution of one question, which are one group. FILE is GSM8K's
 example_model_solutions.jsonl: four graded solutions of each of 1,319 questions. LoRA on
 SmolLM2-135M-Instruct. Of 125 held-out questions the reward model told right from wrong
 in 63.8 % [55.1, 71.7] of their pairs, where the longer one is right in 53.0 %, in 18.2
-minutes of two CPU cores with nothing else to do. kto takes 18 by its parts, and has not
-been run whole at this size; with 1,008 solutions and 63 updates its held-out loss fell
-from 0.500 to 0.372. A larger model on a pod:
---config.model.name=Qwen/Qwen2.5-1.5B-Instruct --config.model.dtype=bfloat16
+minutes of two CPU cores with nothing else to do; the policy of kto, by log(pi / ref),
+in 62.3 % [52.5, 71.2] of those of 100, where the longer one is right in 51.5 %, in 17.3
+minutes. Both learn from questions with a right and a wrong solution. A larger model on
+a pod: --config.model.name=Qwen/Qwen2.5-1.5B-Instruct --config.model.dtype=bfloat16
 --config.model.remat=full --config.source.prompts=64.
 """
 
