@@ -80,7 +80,7 @@ GLOSSARY: dict[str, str] = {
   'kl_user': 'KL from what vpl holds of a user to N(0, 1), in nats.',
   'disagreement': "Standard deviation of an ensemble's margins, mean over pairs.",
   'margin': 'Mean logit by which the chosen completion beats the rejected one.',
-  'accuracy': 'Share of pairs whose chosen completion scores higher; a tie is half.',
+  'accuracy': "Share of a prompt's pairs whose chosen scores higher; a tie is half.",
   'reward_chosen': 'Mean implicit reward, beta log pi / ref, of chosen completions.',
   'reward_rejected': 'Mean implicit reward, beta log pi / ref, of rejected ones.',
   'delta': 'Half-way between the mean implicit rewards of good and bad, for bco.',

@@ -161,7 +161,7 @@ def test_what_the_real_data_must_show():
   )
   assert judge(0.71, 0.9) == {'bt': True, 'dpo': True, 'sft': True, 'kto': True}
   assert judge(0.69, 1.1) == {'bt': False, 'dpo': True, 'sft': False, 'kto': True}
-  assert not judge(0.49, 0.9)['kto']
+  assert judge(0.49, 0.9) == {'bt': False, 'dpo': False, 'sft': True, 'kto': False}
 
 
 def test_the_runner_runs_arms_in_its_own_process(tmp_path, monkeypatch):

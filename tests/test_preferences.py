@@ -704,19 +704,19 @@ def test_tr_dpo_follows():
 
 def test_metrics_of_a_list():
   """Rewards 3 > 2 > 1: scores (1, 2, 0.5) have margins -1, 0.5, 1.5; two of three."""
-  batch = labelled([[3.0, 2.0, 1.0]])
-  score = jnp.array([[1.0, 2.0, 0.5]])
-  found = metrics.finish(preferences.graded(score, batch, jnp.array([0.5])))
+  score, reward = jnp.array([[1.0, 2.0, 0.5]]), jnp.array([[3.0, 2.0, 1.0]])
+  found = preferences.graded(score, reward, jnp.ones((1, 3)), jnp.array([0.5]))
+  found = metrics.finish(found)
   close(found['margin'], 1 / 3)
   close(found['accuracy'], 2 / 3)
 
 
 def test_comparisons_of_a_group_share_its_weight():
   """Of labels: one comparison won, two lost, and a group and a row without a part."""
-  batch = labelled([[1.0, -1.0, -1.0], [1.0, 1.0, -1.0], [1.0, 1.0, 1.0]])
-  batch = batch.replace(valid=batch.valid.at[0, 2].set(0.0))
+  reward = jnp.array([[1.0, -1.0, -1.0], [1.0, 1.0, -1.0], [1.0, 1.0, 1.0]])
   score = jnp.array([[0.5, 0.0, 9.0], [0.0, 0.0, 1.0], [1.0, 2.0, 3.0]])
-  found = preferences.graded(score, batch, jnp.ones(3))
+  valid = jnp.ones((3, 3)).at[0, 2].set(0.0)
+  found = preferences.graded(score, reward, valid, jnp.ones(3))
   close(found['accuracy'][1], 2.0)
   found = metrics.finish(found)
   close(found['accuracy'], 0.5)
@@ -725,19 +725,17 @@ def test_comparisons_of_a_group_share_its_weight():
 
 @pytest.mark.parametrize('name', ['kto', 'bco'])
 def test_labels_of_one_prompt_are_compared(name):
-  """The wrong one, which comes first, is 3 nats ahead; one alone is not compared."""
+  """The wrong one, which comes first, is 3 nats ahead of both right ones, between which
+  the method sees no difference; one alone is not compared.
+  """
   options = dict(baseline='batch') if name == 'kto' else {}
-  m, rho = method(name, beta=0.5, **options), jnp.array([[[2.0], [-1.0]]])
-  batch = rows(m, 0 * rho, reward=jnp.array([[-1.0, 1.0]]))
+  m, rho = method(name, beta=0.5, **options), jnp.array([[[2.0], [-1.0], [-1.0]]])
+  batch = rows(m, 0 * rho, reward=jnp.array([[-1.0, 2.0, 1.0]]))
   found = metrics.finish(measured(m, Outputs(logp=rho), batch)[1])
   close(found['accuracy'], 0.0)
   close(found['margin'], -1.5)
   alone = rows(m, 0 * rho[:, :1], reward=jnp.ones((1, 1)))
   assert 'accuracy' not in measured(m, Outputs(logp=rho[:, :1]), alone)[1]
-
-
-def labelled(reward):
-  return bandit(np.zeros(np.shape(reward))).replace(reward=jnp.array(reward))
 
 
 @pytest.mark.parametrize('links_of', ['forward_kl', 'alpha(alpha=0.3)'])

@@ -35,7 +35,7 @@ def bco(*, beta: float = 0.01) -> Method:
   def loss(out, batch):
     r, w = fitted(out, batch), batch.seq_weight
     side, delta = sides(batch), batch.extra['delta'][:, None]
-    found = preferences.graded(r, batch, w.sum(1))
+    found = preferences.graded(r, side, batch.valid, w.sum(1))
     found['delta'] = metrics.average(delta[:, 0], w.sum(1))
     for name, sign in CLASSES.values():
       found[name] = metrics.average(r, w * (side == sign))

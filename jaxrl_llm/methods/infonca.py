@@ -36,7 +36,7 @@ def listed(loss, beta: float, goal) -> Method:
   def total(out, batch):
     r, w = fitted(out, batch), batch.prompt_weight
     each = loss(r, goal(batch.reward))
-    return jnp.sum(w * each), preferences.graded(r, batch, w)
+    return jnp.sum(w * each), preferences.graded(r, batch.reward, batch.valid, w)
 
   return Method(total, ('logp', 'ref_logp'), whole=True)
 

@@ -23,8 +23,8 @@ def kto(
   undesirable: float = 1.0,
   baseline: str = 'mismatched',
 ) -> Method:
-  """`desirable` and `undesirable` weigh the two classes: times how many there are, the
-  former has 1 to 3/2 of the latter in the paper.
+  """`desirable` and `undesirable` weigh the two classes. In the paper the former, times
+  how many there are of its class, is 1 to 3/2 of the latter times how many of its own.
   """
   if baseline not in ('mismatched', 'batch'):
     raise InputError(f"kto: baseline is 'mismatched' or 'batch', not {baseline!r}.")
@@ -46,7 +46,7 @@ def kto(
     good, w = batch.reward > 0, batch.seq_weight
     value = jax.nn.sigmoid(jnp.where(good, beta, -beta) * (rho - z0))
     lam = jnp.where(good, desirable, undesirable)
-    found = preferences.graded(beta * rho, batch, w.sum(1))
+    found = preferences.graded(beta * rho, good, batch.valid, w.sum(1))
     return jnp.sum(w * lam * (1 - value)), found | {
       'value_kto': metrics.average(value, w),
       'z0': metrics.average(batch.extra['z0'], w.sum(1)),

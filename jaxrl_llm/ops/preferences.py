@@ -116,8 +116,8 @@ def compared(score: BG, among: Array, weight: Array) -> Metrics:
   return {'margin': metrics.average(gap, share), 'accuracy': metrics.wins(gap, share)}
 
 
-def graded(score: BG, batch: Batch, weight: Array) -> Metrics:
+def graded(score: BG, reward: BG, valid: BG, weight: Array) -> Metrics:
   """`compared` of a group by its rewards; nothing where a group is one completion."""
   if score.shape[1] == 1:
     return {}
-  return compared(score, ranked(batch.reward, batch.valid), weight)
+  return compared(score, ranked(reward, valid), weight)
